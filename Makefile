@@ -1,0 +1,45 @@
+# Every target sets itself up: a fresh machine needs Python 3.11 and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help train tiny test test-slow check format docs clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+# torch first and by itself, so that the build this machine's pip is set up for is taken and later kept.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: $(READY) ## RL on SmolLM2-135M (pulled once, 93 MB), parity gated at every step
+	$(BIN)/lockstep train --config recipes/smollm2-add.toml
+
+tiny: $(READY) ## the whole loop in about a minute on a model built on the spot
+	$(BIN)/lockstep train --config recipes/tiny.toml
+
+check: $(READY) ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: check ## check, then the fast tests
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY) ## whole runs: killed and resumed, both recipes
+	$(BIN)/python -m pytest -q -m slow
+
+format: $(READY) ## rewrite in house format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+docs: $(READY) ## rewrite the generated pages
+	$(BIN)/python docs/generate.py
+
+clean: ## forget the environment and every cache; runs/ is kept
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
