@@ -1,0 +1,162 @@
+"""What the pages say is true: programs run, commands exist, links resolve, generated pages are current, pins agree."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from lockstep.config import load
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+
+PROGRAM = re.compile(
+    r"(?:^<!-- run: (?P<needs>model|tiny) -->\n)?^```python\n(?P<code>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(lockstep [a-z][^`]*)`")
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def programs() -> list:
+    found = []
+    for page in PAGES:
+        for number, match in enumerate(PROGRAM.finditer(page.read_text(encoding="utf-8"))):
+            marks = [pytest.mark.model] if match["needs"] == "model" else []
+            found.append(pytest.param(match, id=f"{name_of(page)}-{number}", marks=marks))
+    return found
+
+
+def commands() -> list[str]:
+    """Every shell line shown in a console block, and every `lockstep ...` inside prose."""
+    lines = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in CONSOLE.findall(text):
+            lines |= {line[2:].split("#")[0].strip() for line in block.splitlines() if line.startswith("$ ")}
+        lines |= set(INLINE.findall(text))
+    return sorted(lines)
+
+
+def lockstep(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "lockstep", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def anchors(page: Path) -> set[str]:
+    """Names that headings of a Markdown page get on the usual hosts."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("program", programs())
+def test_program_runs(program, tmp_path, monkeypatch, capsys):
+    assert program["needs"], "say before the block what it needs: <!-- run: model --> or <!-- run: tiny -->"
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program["code"], "example", "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    if program["output"] is not None:
+        assert printed == program["output"]
+    assert printed, "an example shows something"
+
+
+def test_readme_has_its_program():
+    assert len(programs()) >= 1
+    code = programs()[0].values[0]["code"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("lockstep train --config")])
+def test_train_commands_are_valid(command, tmp_path):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "mine.toml").write_text("max_steps = 3\n")
+    arguments = [a for a in shlex.split(command)[1:] if a not in ("--resume", "--json")]
+    done = lockstep(*arguments, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "max_steps" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "recipes"], "a dry run leaves nothing"
+
+
+def spoken() -> list[str]:
+    """The command words (`models pull`) that the pages name: lower-case words up to an argument or a flag."""
+    words = {re.match(r"lockstep((?: [a-z]+(?=\s|$))*)", c) for c in commands() if c.startswith("lockstep ")}
+    names = {" ".join(match[1].split()[: 2 if match[1].split()[:1] == ["models"] else 1]) for match in words if match}
+    return sorted(names - {""})
+
+
+@pytest.mark.parametrize("name", spoken())
+def test_commands_exist(name):
+    done = lockstep(*name.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert name.split()[-1] in done.stdout
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    texts = [page.read_text(encoding="utf-8") for page in PAGES] + [(ROOT / ".ci/run").read_text(encoding="utf-8")]
+    named = {name for text in texts for name in re.findall(r"(?:^\$ |^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)}
+    assert {"train", "test", "test-slow"} <= named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page):
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{name_of(page)} links to {link}"
+        assert not anchor or anchor in anchors(path), f"{name_of(page)} links to {link}"
+
+
+def test_every_page_is_in_the_index():
+    linked = set(LINK.findall((ROOT / "docs/index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
+
+
+def test_configuration_page_is_current():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run `make docs`"
+
+
+def test_the_map_is_the_tree():
+    block = re.search(
+        r"^lockstep/\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert block is not None
+    named = set(re.findall(r"^  (\S+)", block[1], re.MULTILINE))
+    package = ROOT / "lockstep"
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    files = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert named == folders | files
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_recipes_load(recipe):
+    assert load([recipe]).max_steps >= 1
+
+
+def test_pins_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {p.name.lower(): p.specifier for p in (Requirement(line) for line in lines if line and line[0] != "#")}
+    extras = project["project"]["optional-dependencies"].values()
+    for requirement in map(Requirement, [*project["project"]["dependencies"], *(r for extra in extras for r in extra)]):
+        version = str(pinned[requirement.name.lower()]).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{requirement} against the pinned {version}"
+    assert "torch==2.13.0" in project["project"]["dependencies"], "numerics are pinned exactly"
+    assert not [r for r in project["build-system"]["requires"] if "torch" in r]
