@@ -1,0 +1,264 @@
+"""One frozen configuration tree. Unknown keys are errors that name the nearest key.
+
+In: TOML files and dotted overrides. Out: a `RunConfig`, which is written back resolved, so that no default is inherited
+unseen. The only module that reads environment variables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lockstep.errors import ConfigError, message
+
+
+def cache_dir() -> Path:
+    """Where downloaded and converted models are kept: `$LOCKSTEP_HOME`, else `~/.cache/lockstep`."""
+    return Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".cache" / "lockstep")
+
+
+class Section(BaseModel):
+    """A frozen table of the file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskConfig(Section):
+    """Where prompts with known answers come from."""
+
+    name: str = Field("addition", description="a built-in task (addition, reverse) or a .jsonl / .parquet file")
+    low: int = Field(1, description="addition: smallest operand")
+    high: int = Field(20, description="addition: largest operand")
+    length: int = Field(4, ge=1, description="reverse: letters in a word")
+    letters: int = Field(8, ge=2, le=26, description="reverse: size of the alphabet")
+    held_out: float = Field(0.2, gt=0, lt=1, description="fraction of the problems never trained on")
+    reward: str = Field("", description="dotted path of a reward function; empty: the task's own check")
+
+
+class SamplingConfig(Section):
+    """How rollouts are drawn. Every field is sent to the engine; none is inherited from a model's own defaults."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0, description="0 keeps every token")
+    top_p: float = Field(1.0, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    max_tokens: int = Field(16, ge=1)
+
+
+class EngineConfig(Section):
+    """The rollout engine. The trainer's forward follows `dtype` and `head_dtype`: both sides are one computation."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    head_dtype: Literal["float32", "model"] = Field("float32", description="dtype of the logits' product")
+    kv_cache_gb: float = Field(0.5, gt=0)
+    page_size: int = Field(16, ge=16, multiple_of=16, description="tokens in a page of the KV cache")
+    max_tokens_per_step: int = Field(2048, ge=8, description="token budget of one engine step (prefill is chunked)")
+    max_sequences: int = Field(256, ge=1, description="sequences decoded together")
+    max_context: int = Field(0, ge=0, description="prompt + completion; 0: what the model allows")
+
+
+class OptimConfig(Section):
+    """AdamW over fp32 master weights."""
+
+    lr: float = Field(1e-5, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+
+
+class LossConfig(Section):
+    """The objective, from the table in `train/losses.py`."""
+
+    type: Literal["grpo", "gspo", "ppo", "reinforce", "cispo"] = "grpo"
+    advantage: Literal["group", "group_centered", "leave_one_out"] = "group"
+    epsilon_low: float = Field(0.2, ge=0)
+    epsilon_high: float = Field(0.2, ge=0)
+    beta: float = Field(0.0, ge=0, description="weight of the k3 KL to the initial weights; 0 keeps no reference model")
+    normalize: Literal["token", "sequence"] = Field("token", description="mean over tokens, or of sequence means")
+
+
+class TrainConfig(Section):
+    """How a batch goes through the trainer."""
+
+    num_minibatches: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
+    max_tokens_per_microbatch: int = Field(2048, ge=8, description="bounds activation memory; changes no result bar")
+    checkpoint_every: int = Field(20, ge=1)
+    keep_checkpoints: int = Field(1, ge=1)
+
+
+class WarmStartConfig(Section):
+    """Supervised steps on the training problems before RL; 0 steps: none."""
+
+    steps: int = Field(0, ge=0)
+    batch: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0)
+
+
+class ParityConfig(Section):
+    """The gate before each optimizer step. There is no tolerance on-policy: the bar is equality of bits."""
+
+    gate: bool = Field(True, description="false only measures; the run is then marked as not gated")
+
+
+class PipelineConfig(Section):
+    """How rollouts and training interleave."""
+
+    max_lag: Literal[0] = Field(0, description="optimizer steps a token may be behind; only the synchronous 0 for now")
+
+
+class EvalConfig(Section):
+    """Greedy accuracy on the held-out problems."""
+
+    max_tasks: int = Field(0, ge=0, description="0: all held-out problems")
+    every: int = Field(
+        0, ge=0, description="steps between evaluations; 0: before the first and after the last step only"
+    )
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    model: str = Field("smollm2", description="a name from `lockstep models list`, or an HF directory")
+    task: TaskConfig = TaskConfig()
+    max_steps: int = Field(40, ge=1)
+    num_prompts_per_step: int = Field(8, ge=1)
+    num_generations: int = Field(8, ge=2)
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    parity: ParityConfig = ParityConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: int = Field(0, ge=0)
+    device: str = "cpu"
+    output_dir: str = Field("", description="empty: runs/<name of the first config file>")
+    report_to: tuple[Literal["html"], ...] = ("html",)
+
+
+def load(files: Sequence[Path], overrides: Iterable[str] = ()) -> RunConfig:
+    """Merge TOML files (later wins), then `a.b=value` overrides, and validate.
+
+    Raises `ConfigError` for unreadable files, TOML errors, unknown keys and values out of range.
+    """
+    tree: dict[str, Any] = {}
+    for file in files:
+        _merge(tree, _read(file))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(
+                message(
+                    f"override ({override})", "an override names a key and a value", got=override,
+                    expected="key.path=value", do="Write for example optim.lr=1e-5",
+                )
+            )  # fmt: skip
+        _merge(tree, _nest(key.split("."), _value(text)))
+    return parse(tree)
+
+
+def parse(tree: Mapping[str, Any]) -> RunConfig:
+    """Validate a mapping; all problems are reported in one `ConfigError`."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as failure:
+        raise ConfigError("\n".join(_explain(error) for error in failure.errors())) from None
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the tree, in the order of the definition."""
+    keys: list[str] = []
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved configuration as TOML; `load` of it gives an equal tree."""
+    tree = config.model_dump(mode="json")
+    lines = [f"{k} = {_literal(v)}" for k, v in tree.items() if not isinstance(v, dict)]
+    for name, section in tree.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{name}]", *(f"{k} = {_literal(v)}" for k, v in section.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as cause:
+        do = "Give the path of a TOML file, for example recipes/tiny.toml"
+        raise ConfigError(
+            message(f"config ({file})", "the file must be readable", got=cause, expected="a TOML file", do=do)
+        ) from None
+    except tomllib.TOMLDecodeError as cause:
+        raise ConfigError(
+            message(f"config ({file})", "the file must be TOML", got=cause, expected="key = value", do="Mend the line")
+        ) from None
+
+
+def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: value if len(keys) == 1 else _nest(keys[1:], value)}
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is not one is a string, so that `model=smollm2` needs no quotes."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_literal(v) for v in value) + "]"
+    return repr(value)
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return message(
+            f"config ({key})", error["msg"], got=repr(error["input"]), expected=_describe(key), do="Change it"
+        )
+    near = difflib.get_close_matches(key, known_keys(), n=1) or difflib.get_close_matches(
+        key.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known_keys()], n=1
+    )
+    do = f"Did you mean {near[0]}" if near else "`lockstep train --keys` lists every key"
+    return message(f"config ({key})", "unknown key", got=key, expected="a key of the schema", do=do)
+
+
+def _describe(key: str) -> str:
+    section: Any = RunConfig
+    info = None
+    for part in key.split("."):
+        info = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = info.annotation if info else None
+    return (info.description if info else None) or "a value of the right type"

@@ -1,0 +1,279 @@
+"""The nouns every stage shares, and the protocols Sampler, Scorer and Check.
+
+In: nothing of ours. Out: frozen values that may cross any seam.
+
+    Task -> Rollout -> Verdict -> Decision -> Reward -> Batch (train/batch.py)
+
+>>> version = WeightVersion(0, "9f" * 32)
+>>> contract = Contract(mode="processed", temperature=1.0, support="full", head_dtype="float32", weight_versions=(0,))
+>>> a = Logprobs(np.array([-1.0, -2.0], np.float32), contract)
+>>> float(np.abs(a - a).max())
+0.0
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from lockstep.errors import ContractError, InputError, message
+
+Message = Mapping[str, str]  # {"role": ..., "content": ...}
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Path(enum.IntEnum):
+    """Which way through the engine produced the logits of a token."""
+
+    PREFILL = 0  # the whole prompt in one forward
+    CHUNK = 1  # the last chunk of a prompt that was prefilled in pieces
+    DECODE = 2  # one token at a time
+    RECOMPUTE = 3  # prefilled again after its pages were taken away
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WeightVersion:
+    """An ordered number bound to the SHA-256 (hex) of the weights it names."""
+
+    number: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        if self.number < 0 or len(self.digest) != 64:
+            raise InputError(
+                message(
+                    f"weight version ({self.number})",
+                    "a version has a number >= 0 and a SHA-256 digest",
+                    got=repr(self.digest),
+                    expected="64 hex digits",
+                    do="Take the version that the trainer published",
+                )
+            )
+
+    def __str__(self) -> str:
+        return f"{self.number}@{self.digest[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to draw tokens; names as in vLLM. `temperature == 0` is greedy; `top_k == 0` keeps every token."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 16
+    n: int = 1
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        rules = {
+            "temperature": (0.0 <= self.temperature < float("inf"), "a finite number >= 0"),
+            "top_k": (self.top_k >= 0, "an integer >= 0 (0 keeps all)"),
+            "top_p": (0.0 < self.top_p <= 1.0, "a number in (0, 1]"),
+            "min_p": (0.0 <= self.min_p <= 1.0, "a number in [0, 1]"),
+            "max_tokens": (self.max_tokens >= 1, "an integer >= 1"),
+            "n": (self.n >= 1, "an integer >= 1"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                got = getattr(self, name)
+                raise InputError(
+                    message(
+                        f"sampling ({name})", "out of range", got=got, expected=expected, do=f"Change sampling.{name}"
+                    )
+                )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the support is smaller than the vocabulary."""
+        return not self.greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a logprob means. Two numbers may be compared only if all of it agrees.
+
+    `support` is ``"full"`` or a description of the truncation (``"top_k=20,top_p=0.9,min_p=0.0"``);
+    `weight_versions` lists the distinct versions that produced the values, in order.
+    """
+
+    mode: Literal["raw", "processed"]
+    temperature: float
+    support: str
+    head_dtype: str
+    weight_versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, params: SamplingParams, head_dtype: str, weight_versions: tuple[int, ...]) -> Contract:
+        """The contract of tokens drawn with `params`. Greedy tokens carry raw logprobs at T=1."""
+        if params.greedy:
+            return cls("raw", 1.0, "full", head_dtype, weight_versions)
+        support = "full"
+        if params.truncates:
+            support = f"top_k={params.top_k},top_p={params.top_p},min_p={params.min_p}"
+        return cls("processed", params.temperature, support, head_dtype, weight_versions)
+
+    def require(self, other: Contract, *, ignore_version: bool = False) -> None:
+        """Raise `ContractError` unless `other` means the same quantity."""
+        mine = replace(self, weight_versions=()) if ignore_version else self
+        theirs = replace(other, weight_versions=()) if ignore_version else other
+        if mine != theirs:
+            names = [f for f in self.__dataclass_fields__ if getattr(mine, f) != getattr(theirs, f)]
+            raise ContractError(
+                message(
+                    f"logprobs ({', '.join(names)})",
+                    "only logprobs of one contract may be compared",
+                    got=theirs,
+                    expected=mine,
+                    do="Score again under the sampler's contract",
+                )
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Logprobs:
+    """`values` float32 [N], natural log, with the contract that says what they are."""
+
+    values: np.ndarray
+    contract: Contract
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __sub__(self, other: Logprobs) -> np.ndarray:
+        """Log ratio float32 [N] of two logprobs of the *same* contract, weight version included."""
+        self.contract.require(other.contract)
+        return self.values - other.values
+
+    def update_since(self, older: Logprobs) -> np.ndarray:
+        """Log ratio float32 [N] between two weight versions; everything else must agree."""
+        self.contract.require(older.contract, ignore_version=True)
+        return self.values - older.values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Provenance:
+    """Where each of T sampled tokens came from: weight version int32 [T], `Path` uint8 [T], cached prompt bool [T]."""
+
+    weight_version: np.ndarray
+    path: np.ndarray
+    cached: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.weight_version)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Support:
+    """Token ids the sampler kept, ragged: token t kept `ids[offsets[t]:offsets[t + 1]]` (int32 [M], int64 [T + 1])."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt (text, or chat messages) with the answer that is known to be right."""
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    answer: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """One sampled completion. `token_ids` int32 [T] includes the stop token if one was drawn; `text` does not."""
+
+    id: str
+    task_id: str
+    prompt_ids: np.ndarray
+    token_ids: np.ndarray
+    text: str
+    finish_reason: FinishReason
+    params: SamplingParams
+    sampler_logprobs: Logprobs
+    provenance: Provenance
+    support: Support | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found. `abstain` and `error` are not `fail`: undecided is never 0.0."""
+
+    status: Literal["pass", "fail", "abstain", "error"]
+    code: str
+    check: str  # name@version
+    witness: str = ""
+    span: tuple[int, int] | None = None  # characters of the checked text
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A gate's answer about `subject`. Only `admit` lets it pass."""
+
+    outcome: Literal["admit", "hold", "reject"]
+    subject: str
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def admitted(self) -> bool:
+        return self.outcome == "admit"
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A rollout's reward (None: undecided, the rollout carries no signal) and what it was made of."""
+
+    rollout_id: str
+    value: float | None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`params.n` completions of one prompt; tokens are keyed by (params.seed, id, sample, position), not the batch."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    task_id: str = ""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Draws tokens."""
+
+    def sample(self, requests: Sequence[Request]) -> list[Rollout]:
+        """All completions, in the order of `requests` and then of the sample index."""
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Says what logprob it gives to tokens that somebody else drew."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Logprobs]:
+        """One `Logprobs` a rollout, under the rollout's own contract at the scorer's weight version."""
+        ...
+
+
+@runtime_checkable
+class Check(Protocol):
+    """Judges one completion of one task."""
+
+    def check(self, task: Task, text: str) -> Verdict: ...

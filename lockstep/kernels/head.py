@@ -1,0 +1,98 @@
+"""From hidden states to the logprob of given tokens, in chunks: no [rows, vocabulary] tensor for all rows, ever.
+
+In: hidden rows, head weight, target ids, temperature, recorded support. Out: logprobs (differentiable) and entropies.
+The logits are those of the engine (`head_logits`), the logprob is `numerics.log_softmax`: same bits as the sampler's.
+
+Letters: N rows, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lockstep import numerics
+from lockstep.core import Support
+from lockstep.kernels.linear import linear
+
+CHUNK = 256
+"""Rows worked on at once: 50 MB of fp32 logits at a vocabulary of 49,152. A multiple of ROW_ALIGNMENT."""
+
+
+def head_logits(hidden_NE: Tensor, weight_VE: Tensor) -> Tensor:
+    """Logits fp32 [N, V], the product taken in the dtype of `weight`."""
+    return linear(hidden_NE.to(weight_VE.dtype), weight_VE).float()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """Tokens whose logprob is wanted: ids int64 [N], temperature, and per row what the sampler kept (None: all)."""
+
+    ids_N: Tensor
+    temperature: float
+    support: Support | None = None
+
+    def keep(self, rows: slice, vocabulary: int) -> Tensor | None:
+        """Boolean [n, V] of the recorded support of some rows."""
+        if self.support is None:
+            return None
+        offsets = self.support.offsets[rows.start : rows.stop + 1]
+        keep = torch.zeros(rows.stop - rows.start, vocabulary, dtype=torch.bool)
+        owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        kept = self.support.ids[offsets[0] : offsets[-1]].astype(np.int64)
+        keep[torch.from_numpy(owner), torch.from_numpy(kept)] = True
+        return keep.to(self.ids_N.device)
+
+
+def target_logprobs(hidden_NE: Tensor, weight_VE: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Logprob of each target fp32 [N], differentiable in both inputs; entropy of each row in nats fp32 [N], not."""
+    return _TargetLogprobs.apply(hidden_NE, weight_VE, targets)
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(at, min(at + CHUNK, rows)) for at in range(0, rows, CHUNK))
+
+
+def _logprobs(hidden_NE: Tensor, weight_VE: Tensor, targets: Targets, rows: slice) -> Tensor:
+    logits = head_logits(hidden_NE[rows], weight_VE)
+    temperature = torch.full((logits.shape[0],), targets.temperature, device=logits.device)
+    keep = targets.keep(rows, logits.shape[1])
+    return numerics.log_softmax(numerics.processed_logits(logits, temperature, keep))
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        chosen, entropy = [], []
+        for rows in _chunks(hidden_NE.shape[0]):
+            logprobs = _logprobs(hidden_NE, weight_VE, targets, rows)
+            chosen.append(logprobs.gather(1, targets.ids_N[rows, None])[:, 0])
+            finite = logprobs.clamp_min(torch.finfo(torch.float32).min) if targets.support is not None else logprobs
+            entropy.append(-(logprobs.exp() * finite).sum(-1))
+        ctx.save_for_backward(hidden_NE, weight_VE)
+        ctx.targets = targets
+        entropy_N = torch.cat(entropy)
+        ctx.mark_non_differentiable(entropy_N)
+        return torch.cat(chosen), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Logits are computed again; their gradient is (one-hot - p) / T. Products in the model's dtype."""
+        hidden_NE, weight_VE = ctx.saved_tensors
+        targets: Targets = ctx.targets
+        dtype = hidden_NE.dtype
+        narrow_VE = weight_VE.to(dtype)
+        grad_hidden = torch.empty_like(hidden_NE)
+        grad_weight = torch.zeros_like(weight_VE)
+        for rows in _chunks(hidden_NE.shape[0]):
+            slope = _logprobs(hidden_NE, weight_VE, targets, rows).exp_().neg_()
+            slope[torch.arange(slope.shape[0], device=slope.device), targets.ids_N[rows]] += 1.0
+            slope = slope.mul_(grads[0][rows, None] / targets.temperature).to(dtype)
+            grad_hidden[rows] = slope @ narrow_VE
+            grad_weight += (slope.T @ hidden_NE[rows]).to(weight_VE.dtype)
+        return grad_hidden, grad_weight, None

@@ -1,0 +1,134 @@
+"""The start-up probe: are rows really invariant here? Nothing is assumed of a CPU, a BLAS or a thread count.
+
+In: the weights a run will use. Out: a finding per shape for the run's manifest. A shape that fails stops the run,
+because every promise of parity rests on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lockstep import numerics
+from lockstep.errors import NumericsError, message
+from lockstep.kernels.activation import silu_mul
+from lockstep.kernels.attention import KEY_BLOCK, paged_attention, plan_tiles
+from lockstep.kernels.linear import linear
+from lockstep.kernels.norm import rms_norm
+
+ROWS = (1, 2, 3, 5, 8, 13, 16, 31, 64)
+TOTAL = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What one run computes with: its weights by name (one of each shape is enough) and the form of its attention."""
+
+    weights: Mapping[str, Tensor]
+    heads: tuple[int, int, int]  # query heads, kv heads, head dim
+    seed: int = 0
+
+
+def invariance_probe(subject: Subject) -> dict[str, str]:
+    """Compare every kernel on few rows, any offset, one thread and all, with the same rows among many.
+
+    Returns ``{"linear [960, 576]": "use" | "pad", ...}`` ("use": even unpadded rows agree) and the seconds it took.
+    Raises `NumericsError` naming the first kernel whose bits depend on a row's neighbours.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(subject.seed)
+    findings: dict[str, str] = {}
+    for weight in {tuple(w.shape): w for w in subject.weights.values() if w.dim() == 2}.values():
+        x = torch.randn(TOTAL, weight.shape[1], generator=generator).to(weight)
+        name = f"linear {list(weight.shape)} {_dtype(weight)}"
+        _require(name, lambda rows, w=weight: linear(rows, w), x)
+        bare = _differing(lambda rows, w=weight: F.linear(rows, w), x)
+        findings[name] = "use" if bare is None else "pad"
+    widest = max(subject.weights.values(), key=lambda w: w.shape[0])
+    width, vocabulary = widest.shape[1], widest.shape[0]
+    dtype, device = widest.dtype, widest.device
+    gain = torch.ones(width, dtype=dtype, device=device)
+    rowwise: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+        f"rms_norm [{width}]": (lambda rows: rms_norm(rows.to(dtype), gain, 1e-5), width),
+        f"silu_mul [{width}]": (lambda rows: silu_mul(rows.to(dtype)), 2 * width),
+        f"log_softmax [{vocabulary}]": (numerics.log_softmax, vocabulary),
+    }
+    for name, (kernel, columns) in rowwise.items():
+        _require(name, kernel, torch.randn(TOTAL, columns, generator=generator).to(device))
+        findings[name] = "use"
+    findings[f"attention {list(subject.heads)}"] = _attention(subject, generator, dtype, device)
+    findings["seconds"] = f"{time.perf_counter() - started:.2f}"
+    return findings
+
+
+def _require(name: str, kernel: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    found = _differing(kernel, x)
+    if found is not None:
+        raise NumericsError(
+            message(
+                f"invariance probe ({name})",
+                "a row's bits must not depend on its neighbours",
+                got=found,
+                expected="equal bits",
+                do="Set engine.dtype to the other of bfloat16 and float32, and report this machine",
+            )
+        )
+
+
+def _differing(kernel: Callable[[Tensor], Tensor], x: Tensor) -> str | None:
+    """The first (rows, offset, threads) whose bits differ from the same rows among all, or None."""
+    whole = kernel(x)
+    for threads in dict.fromkeys((1, torch.get_num_threads())):
+        with _threads(threads):
+            for i, rows in enumerate(ROWS):
+                offset = (7 * i) % (x.shape[0] - rows + 1)
+                if not torch.equal(kernel(x[offset : offset + rows].contiguous()), whole[offset : offset + rows]):
+                    return f"{rows} rows at {offset} with {threads} threads differ"
+    return None
+
+
+def _attention(subject: Subject, generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> str:
+    """Every position decoded alone must equal the prefill of all, for one sequence and several."""
+    H, K, D = subject.heads
+    length = 2 * KEY_BLOCK + 5
+    blocks = -(-length // KEY_BLOCK)
+    q = torch.randn(length, H, D, generator=generator).to(device, dtype)
+    k, v = (torch.randn(blocks, K, KEY_BLOCK, D, generator=generator).to(device, dtype) for _ in range(2))
+    table = [range(blocks)]
+    whole = paged_attention(q, k, v, plan_tiles([0], [length], table, device=device), D**-0.5)
+    for threads in dict.fromkeys((1, torch.get_num_threads())):
+        with _threads(threads):
+            for some in ([length - 1], [0, 17, 30], list(range(length))):
+                tiles = plan_tiles(some, [1] * len(some), table * len(some), device=device)
+                if not torch.equal(paged_attention(q[some], k, v, tiles, D**-0.5), whole[some]):
+                    got = f"{len(some)} decoded rows with {threads} threads differ from prefill"
+                    raise NumericsError(
+                        message(
+                            f"invariance probe (attention {list(subject.heads)})",
+                            "decode and prefill must agree",
+                            got=got,
+                            expected="equal bits",
+                            do="Set engine.dtype to the other of bfloat16 and float32, and report this machine",
+                        )
+                    )
+    return "use"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

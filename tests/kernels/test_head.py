@@ -1,0 +1,69 @@
+"""Target logprobs: values, gradients, chunk and support independence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lockstep.core import Support
+from lockstep.kernels import head
+from lockstep.kernels.head import Targets, head_logits, target_logprobs
+
+
+def _case(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, 24, generator=g).to(dtype)
+    weight = torch.randn(50, 24, generator=g).to(dtype).float()
+    return hidden, weight, torch.randint(0, 50, (rows,), generator=g)
+
+
+def _kept(rows: int, ids: Tensor) -> tuple[Support, Tensor]:
+    """Every row keeps its target and multiples of (row + 2)."""
+    mask = torch.zeros(rows, 50, dtype=torch.bool)
+    for i in range(rows):
+        mask[i, :: i % 5 + 2] = True
+        mask[i, ids[i]] = True
+    kept = [m.nonzero()[:, 0].numpy().astype(np.int32) for m in mask]
+    return Support(np.concatenate(kept), np.cumsum([0, *map(len, kept)])), mask
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("chunk", [8, 256])
+def test_value_entropy_and_gradients_match_float64(
+    temperature: float, truncated: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK", chunk)
+    hidden, weight, ids = _case(21)
+    support, mask = _kept(21, ids) if truncated else (None, torch.ones(21, 50, dtype=torch.bool))
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    values, entropy = target_logprobs(hidden, weight, Targets(ids, temperature, support))
+    h64, w64 = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    full = (h64 @ w64.T / temperature).masked_fill(~mask, -1e30).log_softmax(-1)
+    expected = full.gather(1, ids[:, None])[:, 0]
+    assert torch.allclose(values.double(), expected, atol=1e-5)
+    assert torch.allclose(entropy.double(), -(full.exp() * full).sum(-1), atol=1e-5)
+    upstream = torch.randn(21, generator=torch.Generator().manual_seed(5))
+    got = torch.autograd.grad(values, (hidden, weight), upstream)
+    for a, b in zip(got, torch.autograd.grad(expected, (h64, w64), upstream.double()), strict=True):
+        assert torch.allclose(a.double(), b, atol=2e-5)
+
+
+def test_chunking_and_neighbours_move_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, ids = _case(40, torch.bfloat16)
+    whole, _ = target_logprobs(hidden, weight, Targets(ids, 0.7))
+    monkeypatch.setattr(head, "CHUNK", 8)
+    chunked, _ = target_logprobs(hidden, weight, Targets(ids, 0.7))
+    part, _ = target_logprobs(hidden[13:18], weight, Targets(ids[13:18], 0.7))
+    assert torch.equal(whole, chunked)
+    assert torch.equal(whole[13:18], part)
+
+
+def test_an_fp32_head_multiplies_in_fp32_and_a_model_head_does_not() -> None:
+    hidden, weight, _ = _case(9, torch.bfloat16)
+    exact = hidden.double() @ weight.double().T
+    assert (head_logits(hidden, weight).double() - exact).abs().max() < 1e-5
+    assert (head_logits(hidden, weight.bfloat16()).double() - exact).abs().max() > 1e-3

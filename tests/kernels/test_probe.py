@@ -1,0 +1,37 @@
+"""The probe passes here, and stops a run whose kernel is not invariant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lockstep.errors import NumericsError
+from lockstep.kernels import probe
+from lockstep.kernels.linear import linear
+from lockstep.kernels.probe import Subject, invariance_probe
+
+
+def _subject(dtype: torch.dtype) -> Subject:
+    g = torch.Generator().manual_seed(0)
+    shapes = {"qkv": (96, 64), "down": (64, 128), "head": (500, 64)}
+    return Subject({n: torch.randn(s, generator=g).to(dtype) for n, s in shapes.items()}, (4, 2, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_kernel_is_found_invariant(dtype: torch.dtype) -> None:
+    findings = invariance_probe(_subject(dtype))
+    assert {k.split()[0] for k in findings} == {"linear", "rms_norm", "silu_mul", "log_softmax", "attention", "seconds"}
+    assert set(findings.values()) - {findings["seconds"]} <= {"use", "pad"}
+
+
+def test_a_linear_that_depends_on_the_number_of_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "linear", lambda x, w: linear(x, w) * (1 + 1e-6 * (x.shape[0] == 5)))
+    with pytest.raises(NumericsError, match=r"linear \[96, 64\].*5 rows"):
+        invariance_probe(_subject(torch.float32))
+
+
+def test_an_attention_whose_decode_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = probe.paged_attention
+    monkeypatch.setattr(probe, "paged_attention", lambda q, *rest: real(q, *rest) + 1e-6 * (q.shape[0] == 1))
+    with pytest.raises(NumericsError, match="attention"):
+        invariance_probe(_subject(torch.float32))
