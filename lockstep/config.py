@@ -32,46 +32,48 @@ class Section(BaseModel):
 class TaskConfig(Section):
     """Where prompts with known answers come from."""
 
-    name: str = Field("addition", description="a built-in task (addition, reverse) or a .jsonl / .parquet file")
-    low: int = Field(1, description="addition: smallest operand")
-    high: int = Field(20, description="addition: largest operand")
-    length: int = Field(4, ge=1, description="reverse: letters in a word")
-    letters: int = Field(8, ge=2, le=26, description="reverse: size of the alphabet")
-    held_out: float = Field(0.2, gt=0, lt=1, description="fraction of the problems never trained on")
-    reward: str = Field("", description="dotted path of a reward function; empty: the task's own check")
+    name: str = Field(default="addition", description="a built-in task (addition, reverse) or a .jsonl / .parquet file")
+    low: int = Field(default=1, description="addition: smallest operand")
+    high: int = Field(default=20, description="addition: largest operand")
+    length: int = Field(default=4, ge=1, description="reverse: letters in a word")
+    letters: int = Field(default=8, ge=2, le=26, description="reverse: size of the alphabet")
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="fraction of the problems never trained on")
+    reward: str = Field(default="", description="dotted path of a reward function; empty: the task's own check")
 
 
 class SamplingConfig(Section):
     """How rollouts are drawn. Every field is sent to the engine; none is inherited from a model's own defaults."""
 
-    temperature: float = Field(1.0, gt=0)
-    top_k: int = Field(0, ge=0, description="0 keeps every token")
-    top_p: float = Field(1.0, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, le=1)
-    max_tokens: int = Field(16, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0, description="0 keeps every token")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    max_tokens: int = Field(default=16, ge=1)
 
 
 class EngineConfig(Section):
     """The rollout engine. The trainer's forward follows `dtype` and `head_dtype`: both sides are one computation."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    head_dtype: Literal["float32", "model"] = Field("float32", description="dtype of the logits' product")
-    kv_cache_gb: float = Field(0.5, gt=0)
-    page_size: int = Field(16, ge=16, multiple_of=16, description="tokens in a page of the KV cache")
-    max_tokens_per_step: int = Field(2048, ge=8, description="token budget of one engine step (prefill is chunked)")
-    max_sequences: int = Field(256, ge=1, description="sequences decoded together")
-    max_context: int = Field(0, ge=0, description="prompt + completion; 0: what the model allows")
+    head_dtype: Literal["float32", "model"] = Field(default="float32", description="dtype of the logits' product")
+    kv_cache_gb: float = Field(default=0.5, gt=0)
+    page_size: int = Field(default=16, ge=16, multiple_of=16, description="tokens in a page of the KV cache")
+    max_tokens_per_step: int = Field(
+        default=2048, ge=8, description="token budget of one engine step (prefill is chunked)"
+    )
+    max_sequences: int = Field(default=256, ge=1, description="sequences decoded together")
+    max_context: int = Field(default=0, ge=0, description="prompt + completion; 0: what the model allows")
 
 
 class OptimConfig(Section):
     """AdamW over fp32 master weights."""
 
-    lr: float = Field(1e-5, ge=0)
+    lr: float = Field(default=1e-5, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    warmup_steps: int = Field(0, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
 
 
 class LossConfig(Section):
@@ -79,58 +81,66 @@ class LossConfig(Section):
 
     type: Literal["grpo", "gspo", "ppo", "reinforce", "cispo"] = "grpo"
     advantage: Literal["group", "group_centered", "leave_one_out"] = "group"
-    epsilon_low: float = Field(0.2, ge=0)
-    epsilon_high: float = Field(0.2, ge=0)
-    beta: float = Field(0.0, ge=0, description="weight of the k3 KL to the initial weights; 0 keeps no reference model")
-    normalize: Literal["token", "sequence"] = Field("token", description="mean over tokens, or of sequence means")
+    epsilon_low: float = Field(default=0.2, ge=0)
+    epsilon_high: float = Field(default=0.2, ge=0)
+    beta: float = Field(
+        default=0.0, ge=0, description="weight of the k3 KL to the initial weights; 0 keeps no reference model"
+    )
+    normalize: Literal["token", "sequence"] = Field(
+        default="token", description="mean over tokens, or of sequence means"
+    )
 
 
 class TrainConfig(Section):
     """How a batch goes through the trainer."""
 
-    num_minibatches: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
-    max_tokens_per_microbatch: int = Field(2048, ge=8, description="bounds activation memory; changes no result bar")
-    checkpoint_every: int = Field(20, ge=1)
-    keep_checkpoints: int = Field(1, ge=1)
+    num_minibatches: int = Field(default=1, ge=1, description="optimizer steps per batch of rollouts")
+    max_tokens_per_microbatch: int = Field(
+        default=2048, ge=8, description="bounds activation memory; changes no result bar"
+    )
+    checkpoint_every: int = Field(default=20, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
 
 
 class WarmStartConfig(Section):
     """Supervised steps on the training problems before RL; 0 steps: none."""
 
-    steps: int = Field(0, ge=0)
-    batch: int = Field(64, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    steps: int = Field(default=0, ge=0)
+    batch: int = Field(default=64, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
 
 
 class ParityConfig(Section):
     """The gate before each optimizer step. There is no tolerance on-policy: the bar is equality of bits."""
 
-    gate: bool = Field(True, description="false only measures; the run is then marked as not gated")
+    gate: bool = Field(default=True, description="false only measures; the run is then marked as not gated")
 
 
 class PipelineConfig(Section):
     """How rollouts and training interleave."""
 
-    max_lag: Literal[0] = Field(0, description="optimizer steps a token may be behind; only the synchronous 0 for now")
+    max_lag: Literal[0] = Field(
+        default=0, description="optimizer steps a token may be behind; only the synchronous 0 for now"
+    )
 
 
 class EvalConfig(Section):
     """Greedy accuracy on the held-out problems."""
 
-    max_tasks: int = Field(0, ge=0, description="0: all held-out problems")
+    max_tasks: int = Field(default=0, ge=0, description="0: all held-out problems")
     every: int = Field(
-        0, ge=0, description="steps between evaluations; 0: before the first and after the last step only"
+        default=0, ge=0, description="steps between evaluations; 0: before the first and after the last step only"
     )
 
 
 class RunConfig(Section):
     """Everything that decides a run."""
 
-    model: str = Field("smollm2", description="a name from `lockstep models list`, or an HF directory")
+    model: str = Field(default="smollm2", description="a name from `lockstep models list`, or an HF directory")
     task: TaskConfig = TaskConfig()
-    max_steps: int = Field(40, ge=1)
-    num_prompts_per_step: int = Field(8, ge=1)
-    num_generations: int = Field(8, ge=2)
+    max_steps: int = Field(default=40, ge=1)
+    num_prompts_per_step: int = Field(default=8, ge=1)
+    num_generations: int = Field(default=8, ge=2)
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     optim: OptimConfig = OptimConfig()
@@ -140,9 +150,9 @@ class RunConfig(Section):
     parity: ParityConfig = ParityConfig()
     pipeline: PipelineConfig = PipelineConfig()
     eval: EvalConfig = EvalConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     device: str = "cpu"
-    output_dir: str = Field("", description="empty: runs/<name of the first config file>")
+    output_dir: str = Field(default="", description="empty: runs/<name of the first config file>")
     report_to: tuple[Literal["html"], ...] = ("html",)
 
 

@@ -71,8 +71,11 @@ def plan_tiles(
     place = np.empty(first_row[-1], np.int64)
     place[rows[real]] = np.flatnonzero(real)
     active = tuple(int((blocks > j).sum()) for j in range(blocks[0]))
-    moved = (torch.from_numpy(a).to(device) for a in (rows, lengths, table, place))
-    return Tiles(*moved, active)
+
+    def move(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Tiles(move(rows), move(lengths), move(table), move(place), active)
 
 
 def slots(starts: Sequence[int], counts: Sequence[int], tables: Sequence[Sequence[int]]) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 
-def inverse_frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     """theta^(-2i / D) for i < D/2, fp32 [D/2]."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    return (1.0 / theta**exponent).to(device)
+    return 1.0 / theta**exponent
 
 
 def rotation(inverse_frequencies: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:

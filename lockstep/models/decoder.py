@@ -34,7 +34,7 @@ def hidden_states(
 ) -> Tensor:
     """Hidden states after the final norm, [T, E] in the dtype of the parameters."""
     x_TE = params["embedding"][ids_T]
-    cos, sin = rotation(inverse_frequencies(arch.head_dim, arch.rope_theta, ids_T.device), positions_T)
+    cos, sin = rotation(frequencies(arch).to(ids_T.device), positions_T)
     for i in range(arch.num_layers):
         normed = rms_norm(x_TE, params[f"layers.{i}.input_norm"], arch.norm_eps)
         q, k, v = _project(params, arch, i, normed)
@@ -60,10 +60,27 @@ def attention_scale(arch: Architecture) -> float:
     return 1.0 / math.sqrt(arch.head_dim)
 
 
+def frequencies(arch: Architecture) -> Tensor:
+    """Rotary frequencies fp32 [D/2], stretched as in Llama 3.1 where the architecture says so.
+
+    Wavelengths beyond the original context are stretched by the factor, short ones kept, those between interpolated.
+    """
+    plain = inverse_frequencies(arch.head_dim, arch.rope_theta)
+    scaling = arch.rope_scaling
+    if scaling is None:
+        return plain
+    context, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
+    wavelength = 2 * math.pi / plain
+    kept = (context / wavelength - low) / (high - low)
+    between = (1 - kept) * plain / scaling.factor + kept * plain
+    stretched = torch.where(wavelength > context / low, plain / scaling.factor, plain)
+    return torch.where((wavelength >= context / high) & (wavelength <= context / low), between, stretched)
+
+
 def _project(params: Parameters, arch: Architecture, i: int, x_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     H, K, D = arch.num_heads, arch.num_kv_heads, arch.head_dim
     joint = linear(x_TE, params[f"layers.{i}.qkv"], params.get(f"layers.{i}.qkv_bias")).view(-1, H + 2 * K, D)
-    q, k, v = torch.split(joint, (H, K, K), dim=1)
+    q, k, v = torch.split(joint, [H, K, K], dim=1)
     if f"layers.{i}.q_norm" in params:
         q = rms_norm(q, params[f"layers.{i}.q_norm"], arch.norm_eps)
         k = rms_norm(k, params[f"layers.{i}.k_norm"], arch.norm_eps)

@@ -41,7 +41,7 @@ def _rotate64(x: Tensor) -> Tensor:
 
 def _rotate(x: Tensor) -> Tensor:
     positions = torch.arange(x.shape[0]) * 3
-    return rotate(x, *rotation(inverse_frequencies(x.shape[-1], 10000.0, x.device), positions))
+    return rotate(x, *rotation(inverse_frequencies(x.shape[-1], 10000.0), positions))
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]] = {
