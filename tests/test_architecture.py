@@ -46,9 +46,8 @@ MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 50, 6
 OVER_BUDGET: dict[str, int] = {}
 
 UNWELCOME_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
-SEEDS = re.compile(
-    r"(^|\.)(manual_seed(_all)?|set_rng_state)$|^torch\.(cuda\.)?seed$|^(np|numpy)\.random\.seed$|^random\."
-)
+SEEDS = re.compile(r"^(torch\.(\w+\.)?)?(manual_seed(_all)?|set_rng_state)$|^torch\.(cuda\.)?seed$|^random\.")
+TORCH_DRAWS = re.compile(r"^torch\.(rand\w*|normal|multinomial|bernoulli|poisson)$")
 NUMPY_GENERATORS = {"Philox", "Generator", "SeedSequence", "BitGenerator", "default_rng"}
 
 # Host names of registries and paths of one person's machine; split, so that this file does not contain them.
@@ -238,7 +237,8 @@ def global_random(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"from {node.module} import"
         if isinstance(node, ast.Call) and (called := dotted(node.func)):
             drawn = re.match(r"(np|numpy)\.random\.(\w+)$", called)
-            if SEEDS.search(called) or (drawn and drawn[2] not in NUMPY_GENERATORS):
+            unkeyed = TORCH_DRAWS.search(called) and not any(k.arg == "generator" for k in node.keywords)
+            if SEEDS.search(called) or unkeyed or (drawn and drawn[2] not in NUMPY_GENERATORS):
                 yield node.lineno, f"{called}: draws are keyed (numerics.request_key), generators are local"
 
 
@@ -279,6 +279,7 @@ def test_forbidden_in_library_code(rule):
             "np.random.seed(1)\nnp.random.rand(2)\nnp.random.default_rng(1)\ntorch.manual_seed(0)",
             [1, 2, 4],
         ),
+        (global_random, "torch.rand(2)\ntorch.randn(2, generator=g)\ng = torch.Generator()\ng.manual_seed(1)", [1]),
         (global_statement, "def f():\n    global x", [2]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from lockstep.cli import app
 from lockstep.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +55,8 @@ def commands() -> list[str]:
 
 
 def lockstep(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "lockstep", *arguments], cwd=cwd, capture_output=True, text=True)
+    command = [sys.executable, "-m", "lockstep", *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 
 def anchors(page: Path) -> set[str]:
@@ -102,6 +105,12 @@ def test_commands_exist(name):
     done = lockstep(*name.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert name.split()[-1] in done.stdout
+
+
+def test_every_command_has_its_page():
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    missing = [name for name in app if not name.startswith("-") and f"| `lockstep {name}" not in page]
+    assert not missing, f"docs/cli.md says nothing of {missing}"
 
 
 def test_make_targets_exist():
