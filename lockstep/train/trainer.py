@@ -1,0 +1,289 @@
+"""The trainer: scores rollouts, proposes a step, and takes it only if a gate admitted it.
+
+In: batches of rollouts, decisions. Out: logprobs, new published weights with their version.
+
+    propose(batch) --Proposal (logprobs)--> parity gate --Decision--> step(proposal, decision) --> version + 1
+         \\__ gradients wait inside; without an admitting decision about this very proposal they go nowhere
+
+The forward uses the published weights, which is why its logprobs are, on-policy, the engine's.
+
+Letters: N target tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lockstep.config import RunConfig
+from lockstep.core import Contract, Decision, Logprobs, Rollout, WeightVersion
+from lockstep.errors import GateRefused, InputError, ModelError, NumericsError, message
+from lockstep.kernels.head import Targets
+from lockstep.models import Model
+from lockstep.models.checkpoint import digest
+from lockstep.train import batch as batches
+from lockstep.train.batch import Batch, Microbatch
+from lockstep.train.forward import Forward
+from lockstep.train.losses import LOSSES, ratio_metrics, reference_kl
+from lockstep.train.optimizer import Objective, Optimizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """A step that waits for a decision about `id`. Logprobs are in the order of the batch."""
+
+    id: str
+    version: WeightVersion  # of the weights it was computed with
+    trainer_logprobs: tuple[Logprobs, ...]
+    loss: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The version that the step published, and `grad_norm` (before clipping), `learning_rate`, `time/optimizer`."""
+
+    version: WeightVersion
+    metrics: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Per-token results of a batch in the making."""
+
+    logprobs: dict[int, np.ndarray]
+    clipped: list[np.ndarray]
+    divergence: list[np.ndarray]
+    entropy: float = 0.0
+    loss: float = 0.0
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+
+
+class Trainer:
+    """Weights, their optimizer, and the one way to change them. Implements `core.Scorer`.
+
+    `params` (names of `Architecture.parameter_shapes`, dtype `config.engine.dtype`) are copied. Raises `ModelError`
+    if they do not fit the model or the config.
+    """
+
+    def __init__(
+        self, model: Model, params: Mapping[str, Tensor], config: RunConfig, device: str | torch.device = "cpu"
+    ) -> None:
+        self.model, self.config, self.device = model, config, torch.device(device)
+        self.forward = Forward(model.arch, config.engine.dtype, config.engine.head_dtype)
+        self.forward.require_parameters(params)
+        names = model.arch.parameter_shapes()
+        self._leaves = {name: params[name].detach().to(self.device, copy=True) for name in names}
+        self.optimizer = Optimizer(self._leaves, config.optim)
+        self.reference: dict[str, Tensor] | None = None  # what RL started from, kept if loss.beta > 0
+        self.version = WeightVersion(0, digest(self._leaves))
+        self._pending: Proposal | None = None
+        self._proposals = 0
+        self._changing = False
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The published weights, exactly what the forward uses. Copy them: the next step changes them in place."""
+        return {name: leaf.detach() for name, leaf in self._leaves.items()}
+
+    @property
+    def pending(self) -> Proposal | None:
+        """The proposal that waits for a decision."""
+        return self._pending
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Logprobs]:
+        """One `Logprobs` a rollout, under its own contract (contracts may differ) at the present version."""
+        batches.require_rollouts(rollouts)
+        by_contract: dict[Contract, list[int]] = {}
+        for i, rollout in enumerate(rollouts):
+            self.forward.require_rollout(rollout)
+            by_contract.setdefault(rollout.sampler_logprobs.contract, []).append(i)
+        scored: dict[int, Logprobs] = {}
+        budget = self.config.train.max_tokens_per_microbatch
+        with torch.no_grad():
+            for contract, members in by_contract.items():
+                mine = replace(contract, weight_versions=(self.version.number,))
+                for chosen in batches.plan(rollouts, members, budget):
+                    packed = batches.pack(batches.sequences(rollouts), chosen, self.device)
+                    support = batches.join_support([rollouts[i] for i in chosen])
+                    targets = Targets(packed.targets_N, contract.temperature, support)
+                    values = self.forward.logprobs(self._leaves, packed, targets)[0].cpu().numpy()
+                    pieces = zip(chosen, packed.split(values), strict=True)
+                    scored |= {i: Logprobs(piece, mine) for i, piece in pieces}
+        return [scored[i] for i in range(len(rollouts))]
+
+    def propose(self, batch: Batch) -> Proposal:
+        """Forward and backward of the whole batch; gradients are kept for `step`.
+
+        Raises `NumericsError` for a loss or logprob that is not finite, `InputError` for rollouts that the model cannot
+        score or that are too old, `ContractError` for another head dtype. Nothing is changed then.
+        """
+        self._require_idle()
+        for rollout in batch.rollouts:
+            self.forward.require_rollout(rollout)
+        lag = self._lag(batch)
+        if self.config.loss.beta > 0 and self.reference is None:
+            self.reference = {name: leaf.clone() for name, leaf in self.params.items()}
+        self.optimizer.zero()
+        tally = _Tally({}, [], [])
+        for microbatch in batch.microbatches(self.config.train.max_tokens_per_microbatch, self.device):
+            self._accumulate(microbatch, tally)
+        mine = replace(batch.contract, weight_versions=(self.version.number,))
+        logprobs = tuple(Logprobs(tally.logprobs[i], mine) for i in range(len(batch.rollouts)))
+        self._proposals += 1
+        name = f"proposal {self._proposals} on {self.version}"
+        metrics = self._metrics(batch, tally) | {"lag": float(lag.mean())}
+        self._pending = Proposal(name, self.version, logprobs, tally.loss, metrics)
+        return self._pending
+
+    def step(self, proposal: Proposal, decision: Decision) -> StepResult:
+        """Take the proposed step. Raises `GateRefused` unless `decision` admits exactly this proposal, and
+        `NumericsError` for a gradient that is not finite; nothing is changed then, and the proposal still waits.
+        """
+        if self._pending is None or proposal is not self._pending:
+            self._refuse(
+                f"proposal ({proposal.id})", "it must be the one that waits", "another or none", "Propose again"
+            )
+        if not isinstance(decision, Decision) or decision.subject != proposal.id:
+            got = getattr(decision, "subject", decision)
+            self._refuse(
+                f"proposal ({proposal.id})", "the decision must be about it", got, "Ask the gate about this one"
+            )
+        if not decision.admitted:
+            got = f"{decision.outcome}: {decision.reason}"
+            self._refuse(f"proposal ({proposal.id})", "only an admitted step is taken", got, "Look at the evidence")
+        started = self._clock()
+        update = self._apply("rl", self.config.optim.lr)
+        self._pending = None
+        return StepResult(self.version, update | {"time/optimizer": self._clock() - started})
+
+    def discard(self, proposal: Proposal) -> None:
+        """Forget a proposal and its gradients; weights, moments and version stay."""
+        if proposal is self._pending:
+            self._pending = None
+            self.optimizer.zero()
+
+    def supervise(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> float:
+        """One supervised step (mean cross entropy in nats of the answers' tokens, returned) with `warm_start.lr`."""
+        self._require_idle()
+        pairs = [(np.asarray(p, np.int64), np.asarray(a, np.int64)) for p, a in zip(prompts, answers, strict=True)]
+        for i, (prompt, answer) in enumerate(pairs):
+            self.forward.require_ids(f"example ({i})", prompt, answer)
+        self.optimizer.zero()
+        tokens, total = sum(len(answer) for _, answer in pairs), 0.0
+        lengths = {i: len(prompt) + len(answer) - 1 for i, (prompt, answer) in enumerate(pairs)}
+        for chosen in batches.plan_lengths(lengths, self.config.train.max_tokens_per_microbatch):
+            packed = batches.pack(pairs, chosen, self.device)
+            logprobs_N, _ = self.forward.logprobs(self._leaves, packed, Targets(packed.targets_N, 1.0))
+            loss = -logprobs_N.sum() / tokens
+            total += _finite("supervised loss", loss)
+            loss.backward()
+        self._apply("supervised", self.config.warm_start.lr)
+        return total
+
+    def restored(self, version: WeightVersion, reference: dict[str, Tensor] | None) -> None:
+        """Take over the version of a restored checkpoint. Raises `ModelError` if the weights are not its own."""
+        if digest(self._leaves) != version.digest:
+            do = "Resume with the engine.dtype of the run, or from an older checkpoint"
+            raise ModelError(
+                message(f"weights ({version})", "they must have the digest of their version", got=digest(self._leaves),
+                        expected=version.digest, do=do)
+            )  # fmt: skip
+        self.version, self.reference, self._pending, self._changing = version, reference, None, False
+
+    def _accumulate(self, microbatch: Microbatch, tally: _Tally) -> None:
+        """Score one microbatch and, where it has a gradient, add it."""
+        config, packed = self.config.loss, microbatch.packed
+        targets = Targets(packed.targets_N, microbatch.temperature, microbatch.support)
+        started = self._clock()
+        divergence_N = None
+        with torch.set_grad_enabled(microbatch.has_signal or config.beta > 0):
+            logprobs_N, entropy_N = self.forward.logprobs(self._leaves, packed, targets)
+            inputs = (microbatch.sampler_logprobs_N, microbatch.advantages_N, packed.sequence_N, microbatch.weights_N)
+            output = LOSSES[config.type](logprobs_N, *inputs, config)
+            loss = output.loss
+            if self.reference is not None and config.beta > 0:
+                with torch.no_grad():
+                    reference_N, _ = self.forward.logprobs(self.reference, packed, targets)
+                divergence_N = reference_kl(logprobs_N, reference_N)
+                loss = loss + config.beta * (microbatch.weights_N * divergence_N).sum()
+        _finite("trainer logprobs", logprobs_N.sum())
+        tally.loss += _finite("loss", loss)
+        middle = self._clock()
+        if loss.requires_grad:
+            loss.backward()
+        tally.forward_seconds += middle - started
+        tally.backward_seconds += self._clock() - middle
+        tally.entropy += float(entropy_N.sum(dtype=torch.float64))
+        tally.clipped.append(output.clipped_N.cpu().numpy())
+        if divergence_N is not None:
+            tally.divergence.append(divergence_N.detach().cpu().numpy())
+        pieces = packed.split(logprobs_N.detach().cpu().numpy())
+        tally.logprobs |= dict(zip(packed.index, pieces, strict=True))
+
+    def _metrics(self, batch: Batch, tally: _Tally) -> dict[str, float]:
+        trainer = np.concatenate([tally.logprobs[i] for i in range(len(batch.rollouts))])
+        sampler = np.concatenate([rollout.sampler_logprobs.values for rollout in batch.rollouts])
+        metrics = ratio_metrics(trainer, sampler, np.concatenate(tally.clipped))
+        if tally.divergence:
+            metrics["kl"] = float(np.concatenate(tally.divergence).mean(dtype=np.float64))
+        return metrics | {
+            "loss": tally.loss,
+            "entropy": tally.entropy / batch.num_tokens,
+            "groups_without_signal": float(batch.groups_without_signal),
+            "time/forward": tally.forward_seconds,
+            "time/backward": tally.backward_seconds,
+        }
+
+    def _apply(self, objective: Objective, base_lr: float) -> dict[str, float]:
+        norm = self.optimizer.require_finite()
+        self._changing = True  # whoever interrupts from here on leaves weights that nobody can vouch for
+        self.optimizer.begin(objective)
+        rate = self.optimizer.apply(norm, base_lr)
+        self.version = WeightVersion(self.version.number + 1, digest(self._leaves))
+        self._changing = False
+        return {"grad_norm": norm, "learning_rate": rate}
+
+    def _require_idle(self) -> None:
+        if self._changing:
+            self._refuse(
+                "trainer", "an update must not be cut off", "one that was interrupted", "Load the last checkpoint"
+            )
+        if self._pending is not None:
+            self._refuse(f"proposal ({self._pending.id})", "it still waits", "no decision", "Step or discard it first")
+
+    def _lag(self, batch: Batch) -> np.ndarray:
+        """Versions between sampling and now, per token. Raises `InputError` outside 0 to the bound."""
+        lag = self.version.number - np.concatenate([r.provenance.weight_version for r in batch.rollouts]).astype(
+            np.int64
+        )
+        bound = self.config.pipeline.max_lag + self.config.train.num_minibatches - 1
+        if lag.min() < 0 or lag.max() > bound:
+            got, do = f"{lag.min()} to {lag.max()} behind {self.version}", "Sample again with the present weights"
+            rule = "tokens must be of a recent weight version"
+            raise InputError(message("batch (lag)", rule, got=got, expected=f"0 to {bound}", do=do))
+        return lag
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @staticmethod
+    def _refuse(subject: str, rule: str, got: object, do: str) -> None:
+        raise GateRefused(message(subject, rule, got=got, expected="an admitting decision about it", do=do))
+
+
+def _finite(subject: str, value: Tensor) -> float:
+    number = float(value.detach())
+    if not math.isfinite(number):
+        do = "Nothing was changed. Look at the batch, or lower optim.lr"
+        raise NumericsError(message(subject, "it must be finite", got=number, expected="a finite number", do=do))
+    return number
