@@ -165,8 +165,8 @@ def _refuse_variants(family: str, config: Mapping[str, Any]) -> None:
     if config.get("hidden_act", "silu") != "silu":
         raise _wrong("hidden_act", config["hidden_act"], "silu")
     kinds = config.get("layer_types") or ()
-    if any(kind != "full_attention" for kind in kinds):
-        raise _wrong("layer_types", sorted({str(kind) for kind in kinds}), "full_attention in every layer")
+    if not isinstance(kinds, list | tuple) or any(kind != "full_attention" for kind in kinds):
+        raise _wrong("layer_types", repr(kinds)[:80], "full_attention in every layer")
     if config.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise _wrong("partial_rotary_factor", config["partial_rotary_factor"], "1.0 or absent")
 

@@ -45,7 +45,7 @@ TINY = Architecture(
 
 def small(family: Family, **changes: Any) -> Architecture:
     """A small architecture of `family` in which no two sizes agree by chance; `changes` replace fields."""
-    base = replace(TINY, family=family, intermediate_size=112, num_heads=6, num_kv_heads=2, rope_theta=5000.0)
+    base = replace(TINY, family=family, hidden_size=72, intermediate_size=112, num_heads=6, rope_theta=5000.0)
     return replace(base, **{"head_dim": 24, "tied": family != "qwen2", **changes})
 
 
