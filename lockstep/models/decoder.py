@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lockstep.kernels.activation import silu_mul
+from lockstep.kernels.embedding import embed
 from lockstep.kernels.linear import linear
 from lockstep.kernels.norm import rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
@@ -33,7 +34,7 @@ def hidden_states(
     params: Parameters, arch: Architecture, ids_T: Tensor, positions_T: Tensor, attention: Attention
 ) -> Tensor:
     """Hidden states after the final norm, [T, E] in the dtype of the parameters."""
-    x_TE = params["embedding"][ids_T]
+    x_TE = embed(params["embedding"], ids_T)
     cos, sin = rotation(frequencies(arch).to(ids_T.device), positions_T)
     for i in range(arch.num_layers):
         normed = rms_norm(x_TE, params[f"layers.{i}.input_norm"], arch.norm_eps)

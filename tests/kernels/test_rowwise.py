@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lockstep.kernels.activation import silu_mul
+from lockstep.kernels.embedding import embed
 from lockstep.kernels.linear import linear
 from lockstep.kernels.norm import rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
@@ -90,6 +91,18 @@ def test_rows_do_not_depend_on_their_neighbours(
             torch.set_num_threads(before)
     finally:
         torch.set_num_threads(before)
+
+
+def test_repeated_tokens_sum_their_gradients_in_fp32() -> None:
+    table = _randn(4, 8).bfloat16().requires_grad_()
+    ids = torch.tensor([2] * 300 + [0])
+    rows = embed(table, ids)
+    assert torch.equal(rows, table[ids])
+    upstream = torch.full_like(rows, 1 / 64)
+    (got,) = torch.autograd.grad(rows, table, upstream)
+    assert got[2].tolist() == [300 / 64] * 8  # summed in bf16 it stops growing at 4.0
+    assert got[0].tolist() == [1 / 64] * 8
+    assert not got[[1, 3]].any()
 
 
 def test_results_keep_the_dtype_of_their_input() -> None:

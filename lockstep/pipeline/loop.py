@@ -1,0 +1,236 @@
+"""The loop, synchronous: every step samples with the weights of the step before, and trains on exactly those samples.
+
+    tasks --prompts--> engine --rollouts--> grader --rewards--> advantages --> batch
+                         ^                                                       | propose: forward, backward
+                         |                                    trainer logprobs   v
+                         |  admitted                       parity gate <------ trainer
+                         +---- new weights, new version ------- | --- step ------^
+                                                                | refused
+                                                                v
+                                           batch kept for inspection, run stops, exit code 1
+
+A step is a pure function of (configuration, weights before it, its number): requests are keyed by (seed, step, place),
+so a killed run that resumes from a checkpoint ends with the bits of one that was not. Nobody waits for anybody: rollout
+and training take turns in one process, because two pools of threads on the same cores only hinder each other.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lockstep.core import Decision, Request, Rollout, SamplingParams, Task
+from lockstep.errors import GateRefused, Interrupted, message
+from lockstep.models.checkpoint import write_model
+from lockstep.pipeline.assembly import Parts
+from lockstep.pipeline.evaluate import accuracy
+from lockstep.pipeline.interrupt import StopRequest
+from lockstep.pipeline.metrics import Stopwatch, completion_metrics, peak_memory_gb, reward_metrics
+from lockstep.pipeline.update import update
+from lockstep.pipeline.warm_start import warm_start
+from lockstep.rewards import advantages
+from lockstep.tasks import batch_of
+from lockstep.trace.observer import Observer
+from lockstep.trace.rollouts import RolloutRecord
+from lockstep.trace.run import RunDirectory
+from lockstep.train import checkpoint
+from lockstep.train.batch import Batch
+
+WINDOW = 5  # steps over which the summary averages the reward at either end of the run
+
+
+class Loop:
+    """One run, from its start or its last checkpoint to its end."""
+
+    def __init__(self, parts: Parts, run: RunDirectory, observer: Observer) -> None:
+        self._parts, self._run, self._observer = parts, run, observer
+        self._config = parts.config
+        self._stop = StopRequest()
+        self._done = 0  # whole steps behind us
+        self._saved: int | None = None  # step of the newest checkpoint
+
+    def run(self) -> dict[str, Any]:
+        """Go on to the last step; returns the summary. However it ends, the run directory says how.
+
+        Raises `GateRefused` (a step was refused), `Interrupted` (Ctrl-C; a checkpoint was written), or what went wrong.
+        """
+        started = time.perf_counter()
+        finished = False
+        try:
+            with self._stop.listening():
+                self._restore()
+                self._observer.on_start(self._config, self._run.update_manifest(self._parts.manifest))
+                self._all_steps()
+            finished = True
+        finally:
+            outcome = "finished" if finished else _outcome(sys.exception())
+            summary = self._summary(outcome, str(sys.exception() or ""), time.perf_counter() - started)
+            self._run.finish(outcome, summary)
+            self._observer.on_end(summary)
+        return summary
+
+    def _all_steps(self) -> None:
+        config, parts = self._config, self._parts
+        if self._done == 0 and self._saved is None:
+            self._warm_start()
+        self._evaluate()
+        while self._done < config.max_steps:
+            try:
+                self._step(self._done + 1)
+            except Interrupted:
+                self._checkpoint()
+                raise
+            self._done += 1
+            last = self._done == config.max_steps
+            if last or self._done % config.train.checkpoint_every == 0:
+                self._checkpoint()
+            if last or (config.eval.every and self._done % config.eval.every == 0):
+                self._evaluate()
+        write_model(self._run.weights(self._done), parts.trainer.params, parts.model.arch, parts.model)
+
+    def _step(self, step: int) -> None:
+        """One turn of the loop. Until the trainer's step nothing has changed, so that an `Interrupted` loses nothing."""
+        config, parts, watch = self._config, self._parts, Stopwatch()
+        n = config.num_generations
+        prompts = batch_of(parts.tasks, step - 1, config.num_prompts_per_step, config.seed)
+        with watch.stage("rollout"):
+            rollouts = self._generate(self._requests(step, prompts), "rollout")
+        tasks = [task for task in prompts for _ in range(n)]
+        with watch.stage("reward"):
+            grades = parts.rewarder.grade(tasks, rollouts)
+            places = [place for place in range(len(prompts)) for _ in range(n)]
+            gains = advantages([grade.reward.value for grade in grades], places, config.loss.advantage)
+        self._stop.check()
+        batch = Batch(tuple(rollouts), gains.values, config.loss.normalize)
+        outcome = update(parts, batch, step, watch)
+        texts = [parts.model.tokenizer.decode(rollout.prompt_ids.tolist()) for rollout in rollouts]
+        records = [
+            RolloutRecord(step, rollout, text, grade.reward, float(gain), logprobs, grade.verdict)
+            for rollout, text, grade, gain, logprobs in zip(
+                rollouts, texts, grades, gains.values, outcome.scored, strict=True
+            )
+        ]
+        if not outcome.decision.admitted:
+            self._refuse(step, outcome.decision, records)
+        with watch.stage("publish"):
+            parts.engine.update_weights(parts.trainer.params, parts.trainer.version)
+        with watch.stage("trace"):
+            self._run.write_rollouts(step, records)
+        metrics = {
+            "step": step,
+            **reward_metrics(grades, gains),
+            **completion_metrics(rollouts),
+            **outcome.metrics,
+            **watch.metrics(batch.num_tokens),
+            "memory/peak_gb": peak_memory_gb(),
+            "weight_version": parts.trainer.version.number,
+        }
+        self._run.append(metrics)
+        self._observer.on_step(step, metrics)
+
+    def _refuse(self, step: int, decision: Decision, records: Sequence[RolloutRecord]) -> NoReturn:
+        kept = self._run.write_refusal(step, decision, records)
+        raise GateRefused(
+            message(
+                f"parity gate (step {step})",
+                "no optimizer step on logprobs that are not the trainer's",
+                got=decision.reason,
+                expected="equal bits on every token",
+                do=f"Nothing was changed. The decision and its batch are kept: {kept}",
+            )
+        )
+
+    def _requests(self, step: int, tasks: Sequence[Task]) -> list[Request]:
+        config = self._config
+        params = SamplingParams(**config.sampling.model_dump(), n=config.num_generations, seed=config.seed)
+        encode = self._parts.model.tokenizer.encode_prompt
+        return [Request(f"{step}/{i}", tuple(encode(task.prompt)), params, task.id) for i, task in enumerate(tasks)]
+
+    def _generate(self, requests: Sequence[Request], phase: str) -> list[Rollout]:
+        """Run the engine until all is drawn; between its steps a stop may come in, which aborts what is in flight."""
+        engine = self._parts.engine
+        total = sum(request.params.n for request in requests)
+        found: dict[str, Rollout] = {}
+        try:
+            for request in requests:
+                engine.add(request)
+            while engine.has_work:
+                self._stop.check()
+                found |= {rollout.id: rollout for rollout in engine.step()}
+                self._observer.on_phase(phase, len(found), total)
+        finally:
+            for request in requests:
+                engine.abort(request.id)
+        return [found[f"{request.id}/{i}"] for request in requests for i in range(request.params.n)]
+
+    def _warm_start(self) -> None:
+        config, parts = self._config, self._parts
+        if not config.warm_start.steps:
+            return
+
+        def on_step(done: int, total: int) -> None:
+            self._stop.check()
+            self._observer.on_phase("warm start", done, total)
+
+        warm_start(config, parts.model, parts.tasks, parts.trainer, on_step)
+        parts.engine.update_weights(parts.trainer.params, parts.trainer.version)
+        self._checkpoint()  # so that a run killed before its next one need not warm up again
+
+    def _evaluate(self) -> None:
+        """Accuracy on the held-out problems after the steps so far, unless it is known from before a resume."""
+        if any(line["step"] == self._done for line in self._run.evaluations()):
+            return
+        config, parts = self._config, self._parts
+        tasks = parts.tasks.held_out[: config.eval.max_tasks or None]
+        found = accuracy(parts.model, tasks, parts.check, config.sampling.max_tokens, lambda r: self._generate(r, "eval"))
+        metrics = {
+            "step": self._done,
+            "eval/accuracy": found.value,
+            "eval/num_tasks": found.total,
+            "eval/num_undecided": found.undecided,
+        }
+        self._run.append_evaluation(metrics)
+        self._observer.on_step(self._done, metrics)
+
+    def _checkpoint(self) -> None:
+        if self._saved != self._done:
+            checkpoint.save(self._run.checkpoints, self._parts.trainer, self._done)
+            self._saved = self._done
+
+    def _restore(self) -> None:
+        """Take up the newest checkpoint, if there is one; what the run wrote after it is forgotten and done again."""
+        newest = checkpoint.latest(self._run.checkpoints)
+        if newest is not None:
+            state = checkpoint.load(newest, self._parts.trainer)
+            self._done = self._saved = state.step
+            self._parts.engine.update_weights(self._parts.trainer.params, self._parts.trainer.version)
+        self._run.truncate_after(self._done)
+
+    def _summary(self, outcome: str, reason: str, seconds: float) -> dict[str, Any]:
+        lines = self._run.metrics()
+        accuracies = {line["step"]: line["eval/accuracy"] for line in self._run.evaluations()}
+        rewards = [line["reward"] for line in lines if line["reward"] is not None]
+        ends = {"reward_start": rewards[:WINDOW], "reward_end": rewards[-WINDOW:]}
+        return {
+            "outcome": outcome,
+            "reason": reason,
+            "steps": self._done,
+            "seconds": seconds,
+            **{name: sum(values) / len(values) if values else None for name, values in ends.items()},
+            "accuracy_before": accuracies.get(0),
+            "accuracy_after": accuracies[max(accuracies)] if accuracies and max(accuracies) > 0 else None,
+            "parity_max": max((line["parity/max"] for line in lines), default=None),
+            "parity_tokens": sum(int(line["parity/num_tokens"]) for line in lines),
+            "gated": self._config.parity.gate,
+            "peak_memory_gb": peak_memory_gb(),
+            "weights": str(self._run.weights(self._done)) if outcome == "finished" else None,
+            "directory": str(self._run.path),
+        }
+
+
+def _outcome(cause: BaseException | None) -> str:
+    if isinstance(cause, GateRefused):
+        return "refused"
+    return "interrupted" if isinstance(cause, Interrupted | KeyboardInterrupt) else "failed"
