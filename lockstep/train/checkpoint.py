@@ -58,6 +58,7 @@ def save(directory: Path, trainer: Trainer, step: int, extra: Mapping[str, Any] 
 
     Raises `StorageError` if the disk refuses: then nothing of this checkpoint is left and older ones are as they were.
     """
+    trainer.require_whole()
     target = directory / f"step_{step}"
     optimizer = trainer.optimizer
     state = {

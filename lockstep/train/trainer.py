@@ -30,8 +30,9 @@ from lockstep.models.checkpoint import digest
 from lockstep.train import batch as batches
 from lockstep.train.batch import Batch, Microbatch
 from lockstep.train.forward import Forward
-from lockstep.train.losses import LOSSES, ratio_metrics, reference_kl
+from lockstep.train.losses import LOSSES, reference_kl
 from lockstep.train.optimizer import Objective, Optimizer
+from lockstep.train.tally import Tally
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,19 +52,6 @@ class StepResult:
 
     version: WeightVersion
     metrics: Mapping[str, float]
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Per-token results of a batch in the making."""
-
-    logprobs: dict[int, np.ndarray]
-    clipped: list[np.ndarray]
-    divergence: list[np.ndarray]
-    entropy: float = 0.0
-    loss: float = 0.0
-    forward_seconds: float = 0.0
-    backward_seconds: float = 0.0
 
 
 class Trainer:
@@ -100,6 +88,7 @@ class Trainer:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Logprobs]:
         """One `Logprobs` a rollout, under its own contract (contracts may differ) at the present version."""
+        self.require_whole()
         batches.require_rollouts(rollouts)
         by_contract: dict[Contract, list[int]] = {}
         for i, rollout in enumerate(rollouts):
@@ -132,14 +121,14 @@ class Trainer:
         if self.config.loss.beta > 0 and self.reference is None:
             self.reference = {name: leaf.clone() for name, leaf in self.params.items()}
         self.optimizer.zero()
-        tally = _Tally({}, [], [])
+        tally = Tally()
         for microbatch in batch.microbatches(self.config.train.max_tokens_per_microbatch, self.device):
             self._accumulate(microbatch, tally)
         mine = replace(batch.contract, weight_versions=(self.version.number,))
-        logprobs = tuple(Logprobs(tally.logprobs[i], mine) for i in range(len(batch.rollouts)))
+        logprobs = tuple(Logprobs(values, mine) for values in tally.logprobs(batch))
         self._proposals += 1
         name = f"proposal {self._proposals} on {self.version}"
-        metrics = self._metrics(batch, tally) | {"lag": float(lag.mean())}
+        metrics = tally.metrics(batch) | {"lag": float(lag.mean())}
         self._pending = Proposal(name, self.version, logprobs, tally.loss, metrics)
         return self._pending
 
@@ -147,6 +136,7 @@ class Trainer:
         """Take the proposed step. Raises `GateRefused` unless `decision` admits exactly this proposal, and
         `NumericsError` for a gradient that is not finite; nothing is changed then, and the proposal still waits.
         """
+        self.require_whole()
         if self._pending is None or proposal is not self._pending:
             self._refuse(
                 f"proposal ({proposal.id})", "it must be the one that waits", "another or none", "Propose again"
@@ -198,7 +188,7 @@ class Trainer:
             )  # fmt: skip
         self.version, self.reference, self._pending, self._changing = version, reference, None, False
 
-    def _accumulate(self, microbatch: Microbatch, tally: _Tally) -> None:
+    def _accumulate(self, microbatch: Microbatch, tally: Tally) -> None:
         """Score one microbatch and, where it has a gradient, add it."""
         config, packed = self.config.loss, microbatch.packed
         targets = Targets(packed.targets_N, microbatch.temperature, microbatch.support)
@@ -219,28 +209,11 @@ class Trainer:
         middle = self._clock()
         if loss.requires_grad:
             loss.backward()
-        tally.forward_seconds += middle - started
-        tally.backward_seconds += self._clock() - middle
-        tally.entropy += float(entropy_N.sum(dtype=torch.float64))
-        tally.clipped.append(output.clipped_N.cpu().numpy())
+        tally.seconds["time/forward"] += middle - started
+        tally.seconds["time/backward"] += self._clock() - middle
+        tally.add(packed, logprobs_N, entropy_N, output.clipped_N)
         if divergence_N is not None:
-            tally.divergence.append(divergence_N.detach().cpu().numpy())
-        pieces = packed.split(logprobs_N.detach().cpu().numpy())
-        tally.logprobs |= dict(zip(packed.index, pieces, strict=True))
-
-    def _metrics(self, batch: Batch, tally: _Tally) -> dict[str, float]:
-        trainer = np.concatenate([tally.logprobs[i] for i in range(len(batch.rollouts))])
-        sampler = np.concatenate([rollout.sampler_logprobs.values for rollout in batch.rollouts])
-        metrics = ratio_metrics(trainer, sampler, np.concatenate(tally.clipped))
-        if tally.divergence:
-            metrics["kl"] = float(np.concatenate(tally.divergence).mean(dtype=np.float64))
-        return metrics | {
-            "loss": tally.loss,
-            "entropy": tally.entropy / batch.num_tokens,
-            "groups_without_signal": float(batch.groups_without_signal),
-            "time/forward": tally.forward_seconds,
-            "time/backward": tally.backward_seconds,
-        }
+            tally.add_divergence(divergence_N)
 
     def _apply(self, objective: Objective, base_lr: float) -> dict[str, float]:
         norm = self.optimizer.require_finite()
@@ -251,11 +224,21 @@ class Trainer:
         self._changing = False
         return {"grad_norm": norm, "learning_rate": rate}
 
-    def _require_idle(self) -> None:
+    def require_whole(self) -> None:
+        """Raise `GateRefused` if an update was cut off: then nobody can vouch for the weights."""
         if self._changing:
-            self._refuse(
-                "trainer", "an update must not be cut off", "one that was interrupted", "Load the last checkpoint"
-            )
+            got, do = "one that was interrupted", "Load the last checkpoint"
+            self._refuse("trainer", "an update must not be cut off", got, do)
+
+    def check(self) -> None:
+        """Prove that the published weights are the rounded masters and have the digest of the version."""
+        self.require_whole()
+        for name, master in self.optimizer.masters.items():
+            assert torch.equal(self._leaves[name], master.to(self._leaves[name].dtype)), f"{name} is not its master"
+        assert digest(self._leaves) == self.version.digest, "the version does not name these weights"
+
+    def _require_idle(self) -> None:
+        self.require_whole()
         if self._pending is not None:
             self._refuse(f"proposal ({self._pending.id})", "it still waits", "no decision", "Step or discard it first")
 
