@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+ARGS ?= --fresh # an earlier run is moved aside; `make train ARGS=--resume` goes on with it
 
 .DEFAULT_GOAL := help
 .PHONY: help train tiny test test-slow check format docs clean
@@ -18,10 +19,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 train: $(READY) ## RL on SmolLM2-135M (pulled once, 93 MB), parity gated at every step
-	$(BIN)/lockstep train --config recipes/smollm2-add.toml
+	$(BIN)/lockstep train --config recipes/smollm2-add.toml $(ARGS)
 
 tiny: $(READY) ## the whole loop in about a minute on a model built on the spot
-	$(BIN)/lockstep train --config recipes/tiny.toml
+	$(BIN)/lockstep train --config recipes/tiny.toml $(ARGS)
 
 check: $(READY) ## lint, format, types
 	$(BIN)/ruff check .

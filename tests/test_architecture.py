@@ -38,6 +38,7 @@ SIDEWAYS = {
     ("core", "errors"): "the nouns refuse bad values",
     ("config", "errors"): "bad configuration is reported in the house form",
     ("models", "kernels"): "the one model definition is made of the kernels",
+    ("cli", "dashboard"): "`lockstep train` shows the live view and writes the report",
 }
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 50, 6

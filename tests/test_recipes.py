@@ -1,0 +1,57 @@
+"""The recipes do what they promise. Whole runs, so all of it is marked `slow`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(directory: Path, recipe: str, *overrides: str) -> tuple[dict, list[dict]]:
+    """Summary and metric lines of a finished run."""
+    command = [sys.executable, "-m", "lockstep", "train", "--json", "--config", str(ROOT / "recipes" / recipe)]
+    done = subprocess.run(
+        [*command, f"output_dir={directory}", *overrides],
+        cwd=directory.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(done.stdout), [json.loads(line) for line in lines]
+
+
+def assert_in_lockstep(lines: list[dict], steps: int) -> None:
+    """Every step compared tokens, and no bit of any of them differed."""
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    for line in lines:
+        assert line["parity/num_tokens"] > 0
+        assert line["parity/num_differing"] == 0
+        assert line["parity/max"] == 0.0
+
+
+@pytest.mark.slow
+def test_tiny_learns_to_reverse(tmp_path):
+    summary, lines = train(tmp_path / "run", "tiny.toml")
+    assert_in_lockstep(lines, summary["steps"])
+    assert summary["accuracy_after"] >= 0.95
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_smollm2_learns_to_add(tmp_path, dtype):
+    summary, lines = train(tmp_path / "run", "smollm2-add.toml", f"engine.dtype={dtype}")
+    assert_in_lockstep(lines, 40)
+    assert summary["reward_start"] <= 0.20
+    assert summary["accuracy_before"] <= 0.20
+    assert summary["reward_end"] >= 0.60
+    assert summary["accuracy_after"] >= 0.60
