@@ -1,0 +1,121 @@
+"""A request while it is worked on: a `Job`, and its `Completion`s, which share the prompt's pages.
+
+In: a checked `Request`. Out: `Rollout`s. Plain state without decisions: scheduler.py and engine.py change it.
+
+    tokens   [ prompt ............ | drawn ............. | room ]
+             0         computed    num_prompt     length      capacity
+    Keys of tokens[:computed] are in the cache. tokens[computed:length] is what the next forward runs; the row of the
+    last of them decides token `length`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lockstep.core import Contract, FinishReason, Logprobs, Path, Provenance, Request, Rollout, Support
+
+if TYPE_CHECKING:
+    from lockstep.engine.text import StopText
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request in flight. `limit` is how many tokens a completion may have; `stop_ids` end it.
+
+    `awaited`: a call is waiting for this job, so `Engine.step` does not hand it out. `forked`: the prompt is in the
+    cache and every completion has a page table of its own.
+    """
+
+    request: Request
+    limit: int
+    stop_ids: frozenset[int] = frozenset()
+    awaited: bool = False
+    forked: bool = False
+    prompt: np.ndarray = field(init=False)
+    completions: tuple[Completion, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt = np.asarray(self.request.prompt_ids, np.int32)
+        self.prompt.flags.writeable = False  # every rollout of the job refers to it
+        self.completions = tuple(Completion(self, index) for index in range(self.request.params.n))
+
+    @property
+    def done(self) -> bool:
+        return all(completion.finish_reason is not None for completion in self.completions)
+
+
+@dataclass(slots=True, eq=False)
+class Completion:
+    """Sample `index` of a job. `pages` are those of tokens[:computed], `promised` how many more it may take."""
+
+    job: Job
+    index: int
+    text: StopText | None = None  # only where text is needed before the end
+    key: np.ndarray | None = None  # of its uniforms
+    finish_reason: FinishReason | None = None
+    pages: list[int] = field(default_factory=list)
+    promised: int = 0
+    computed: int = 0
+    length: int = 0
+    tokens: np.ndarray = field(init=False)
+    logprobs: np.ndarray = field(init=False)
+    versions: np.ndarray = field(init=False)
+    paths: np.ndarray = field(init=False)
+    supports: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.length = self.num_prompt
+        self.tokens = np.empty(self.num_prompt + self.job.limit, np.int32)
+        self.tokens[: self.length] = self.job.prompt
+        self.logprobs = np.empty(self.job.limit, np.float32)
+        self.versions = np.empty(self.job.limit, np.int32)
+        self.paths = np.empty(self.job.limit, np.uint8)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.job.prompt)
+
+    @property
+    def num_drawn(self) -> int:
+        return self.length - len(self.job.prompt)
+
+    def append(self, token: int, logprob: float, version: int, path: Path, support: np.ndarray | None) -> None:
+        """Record a drawn token and where it came from."""
+        at = self.num_drawn
+        self.tokens[self.length] = token
+        self.logprobs[at] = logprob
+        self.versions[at] = version
+        self.paths[at] = path
+        if support is not None:
+            self.supports.append(support)
+        self.length += 1
+
+    def rollout(self, text: str, head_dtype: str) -> Rollout:
+        """The finished completion, in arrays of its own."""
+        assert self.finish_reason is not None, "a rollout is made of a finished completion"
+        request, drawn = self.job.request, self.num_drawn
+        versions = self.versions[:drawn].copy()
+        seen = tuple(int(version) for version in np.unique(versions))
+        return Rollout(
+            id=f"{request.id}/{self.index}",
+            task_id=request.task_id,
+            prompt_ids=self.job.prompt,
+            token_ids=self.tokens[self.num_prompt : self.length].copy(),
+            text=text,
+            finish_reason=self.finish_reason,
+            params=request.params,
+            sampler_logprobs=Logprobs(self.logprobs[:drawn].copy(), Contract.of(request.params, head_dtype, seen)),
+            provenance=Provenance(versions, self.paths[:drawn].copy(), np.zeros(drawn, bool)),
+            support=_ragged(self.supports) if request.params.truncates else None,
+        )
+
+
+def _ragged(supports: Sequence[np.ndarray]) -> Support:
+    offsets = np.zeros(len(supports) + 1, np.int64)
+    np.cumsum([len(ids) for ids in supports], out=offsets[1:])
+    ids = np.concatenate(supports) if supports else np.empty(0, np.int32)
+    return Support(ids.astype(np.int32, copy=False), offsets)

@@ -1,0 +1,113 @@
+"""The weights that serve, and their replacement as a transaction.
+
+In: parameters and the version that names them. Out: a `Generation`, which is all that a forward reads.
+
+    manifest (names, shapes, dtypes) -> stage a copy -> finite? -> its digest = the version's? -> derived head -> swap
+    Any failure on the way leaves the old generation serving, and the version where it was.
+
+Version, parameters and head change in one assignment, so none of them can be ahead of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lockstep.core import WeightVersion
+from lockstep.errors import InputError, NumericsError, message
+from lockstep.models import Architecture
+from lockstep.models.checkpoint import digest
+from lockstep.models.decoder import head_weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """One version's parameters (our own copy), the head made from them [V, E], and the version."""
+
+    params: Mapping[str, Tensor]
+    head_VE: Tensor
+    version: WeightVersion
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held; a head that is a parameter itself counts once."""
+        tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*self.params.values(), self.head_VE)}
+        return sum(tensors.values())
+
+
+class Weights:
+    """Holds the serving generation."""
+
+    __slots__ = ("_arch", "_current", "_device", "_dtype", "_head_dtype")
+
+    def __init__(
+        self,
+        arch: Architecture,
+        dtype: torch.dtype,
+        head_dtype: Literal["float32", "model"],
+        device: str | torch.device,
+    ) -> None:
+        self._arch = arch
+        self._dtype = dtype
+        self._head_dtype: Literal["float32", "model"] = head_dtype
+        self._device = torch.device(device)
+        self._current: Generation | None = None
+
+    @property
+    def serving(self) -> Generation:
+        """What the next forward uses."""
+        assert self._current is not None, "no weights yet"
+        return self._current
+
+    def replace(self, params: Mapping[str, Tensor], version: WeightVersion) -> None:
+        """Serve a copy of `params` from now on.
+
+        Raises `InputError` for a stale version or tensors that are not those of the architecture, `NumericsError` if
+        the copy is not what `version` names. Nothing has changed then.
+        """
+        self._check_order(version)
+        self._check_manifest(params, version)
+        staged = {
+            name: params[name].detach().to(self._device, copy=True).contiguous()
+            for name in self._arch.parameter_shapes()
+        }
+        for name, tensor in staged.items():
+            if not bool(torch.isfinite(tensor).all()):
+                do = "Look for the step at which it became so; the older weights still serve"
+                raise _refused(version, f"{name} must be finite", "NaN or infinity", "finite numbers", do)
+        held = digest(staged)
+        if held != version.digest:
+            rule = "the engine must hold what the version names"
+            do = "Publish the weights again; the older ones still serve"
+            raise NumericsError(message(f"weights (version {version})", rule, got=held, expected=version.digest, do=do))
+        self._current = Generation(staged, head_weight(staged, self._arch, self._head_dtype), version)
+
+    def _check_order(self, version: WeightVersion) -> None:
+        """Versions rise; the present one may come again (a reload) if it is the same."""
+        if self._current is None or version == self._current.version or version.number > self._current.version.number:
+            return
+        do = "Publish under the next number"
+        raise _refused(version, "versions rise", version, f"more than {self._current.version}", do)
+
+    def _check_manifest(self, params: Mapping[str, Tensor], version: WeightVersion) -> None:
+        do = "Publish every parameter of the model, in the engine's dtype"
+        shapes = self._arch.parameter_shapes()
+        missing, extra = [n for n in shapes if n not in params], [n for n in params if n not in shapes]
+        if missing:
+            raise _refused(version, "every parameter must be there", f"no {missing[0]}", f"{len(shapes)} tensors", do)
+        if extra:
+            raise _refused(version, "no other tensor may be there", extra[0], f"the {len(shapes)} of the model", do)
+        for name, shape in shapes.items():
+            tensor = params[name]
+            if tuple(tensor.shape) != shape:
+                raise _refused(version, f"shape of {name}", tuple(tensor.shape), shape, do)
+            if tensor.dtype != self._dtype:
+                raise _refused(version, f"dtype of {name}", tensor.dtype, self._dtype, do)
+
+
+def _refused(version: WeightVersion, rule: str, got: object, expected: object, do: str) -> InputError:
+    return InputError(message(f"weights (version {version})", rule, got=got, expected=expected, do=do))
