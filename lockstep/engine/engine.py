@@ -234,6 +234,8 @@ class Engine:
                 self._advance()
                 if piece := completion.text.take():
                     yield piece
+            if piece := completion.text.take():  # another call, between two pieces, ran it to its end
+                yield piece
         finally:
             self._abandon([job])
 
