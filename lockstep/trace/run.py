@@ -141,9 +141,11 @@ class RunDirectory:
         return file
 
     def update_manifest(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Set top-level keys of the manifest (e.g. `model`, `invariance`) and return all of it."""
+        """Set top-level keys of the manifest (e.g. `model`, `invariance`); returns all of it, and `directory`."""
         assert self._lock is not None, "a run is written between start() and close()"
-        return self._write_manifest(self.manifest() | plain(changes))
+        tree = self.manifest() | plain(changes)
+        self._write_manifest(tree)
+        return {**tree, "directory": str(self.path)}  # not on disk: a run may be moved, and its place is private
 
     def finish(self, outcome: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Record how the run ended: one of `observer.OUTCOMES`, the time, and the summary."""
@@ -282,9 +284,8 @@ class RunDirectory:
                 )
             )  # fmt: skip
 
-    def _write_manifest(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+    def _write_manifest(self, tree: Mapping[str, Any]) -> None:
         replace_file(self.manifest_file, orjson.dumps(plain(tree), option=orjson.OPT_INDENT_2))
-        return dict(tree)
 
     def _unreadable(self, file: Path, cause: Exception) -> InputError:
         do = "Give the directory of a run, for example runs/tiny"
