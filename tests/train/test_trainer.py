@@ -447,3 +447,17 @@ def test_untied_heads_are_trained_too(make):
     before = {n: p.clone() for n, p in trainer.params.items()}
     make.take_step(trainer)
     assert [n for n, p in trainer.params.items() if torch.equal(before[n], p)] == []
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_bf16_gradients_point_where_fp32_ones_do(make, family):
+    """The same weights and tokens in both dtypes: a sum kept in bf16, or an addend dropped, would turn the gradient."""
+    narrow = make.trainer("bfloat16", arch=small(family))
+    wide = make.trainer("float32", arch=small(family))
+    wide.optimizer.restore({n: p.float() for n, p in narrow.params.items()}, {}, "rl", 0)
+    for trainer in (narrow, wide):
+        trainer.propose(Batch.of(make.on_policy(trainer, 32, prompt=20, tokens=9), np.linspace(-1, 2, 32)))
+    for name, master in narrow.optimizer.masters.items():
+        got, expected = master.grad.double().flatten(), wide.optimizer.masters[name].grad.double().flatten()
+        assert torch.cosine_similarity(got, expected, dim=0) > 0.995, name
+        assert float(got.norm() / expected.norm()) == pytest.approx(1.0, abs=0.02), name
