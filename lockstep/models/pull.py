@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,15 +73,20 @@ def resolve(name_or_path: str, progress: Progress | None = None) -> Path:
     """
     if name_or_path in CATALOGUE:
         return pull(name_or_path, progress)
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
+    with suppress(OSError, RuntimeError):  # too long for a path; no such user's home
+        path = Path(name_or_path).expanduser()
+        if name_or_path and path.is_dir():
+            return path
     near = difflib.get_close_matches(name_or_path, CATALOGUE, n=1)
     do = f"Did you mean {near[0]}" if near else "`lockstep models list` shows the names"
     expected = f"an HF directory or one of {', '.join(CATALOGUE)}"
     raise ModelError(
         message(
-            f"model ({name_or_path})", "no such directory and no such name", got=name_or_path, expected=expected, do=do
+            f"model ({name_or_path[:80]})",
+            "no such directory and no such name",
+            got=repr(name_or_path[:80]),
+            expected=expected,
+            do=do,
         )
     )
 

@@ -13,6 +13,8 @@ import tokenizers
 from gguf import GGMLQuantizationType as Quant
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from lockstep.models.convert import read_gguf
+
 TEMPLATE = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -35,6 +37,8 @@ class SmallGGUF:
     path: Path
     weights: dict[str, np.ndarray]
     tokenizer: tokenizers.Tokenizer
+    template: str = TEMPLATE
+    special: tuple[str, ...] = SPECIAL
 
 
 @pytest.fixture
@@ -48,6 +52,20 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def small_gguf(tmp_path_factory) -> SmallGGUF:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "small.gguf")
+
+
+@pytest.fixture(scope="session")
+def untied_gguf(tmp_path_factory) -> SmallGGUF:
+    """The same with an output matrix of its own."""
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "untied.gguf", tied=False)
+
+
+@pytest.fixture(scope="session")
+def converted(small_gguf, tmp_path_factory) -> Path:
+    """The HF directory made from it. Byte-level BPE, so that a token may be a part of a character."""
+    directory = tmp_path_factory.mktemp("converted")
+    read_gguf(small_gguf.path, lambda stage, done, total: None).write(directory)
+    return directory
 
 
 def train_tokenizer(vocab_size: int = 420) -> tokenizers.Tokenizer:
