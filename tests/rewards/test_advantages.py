@@ -140,6 +140,14 @@ def test_order_moves_with_the_rollouts_to_the_last_bit(data: st.DataObject, rewa
     assert (moved.reward_std, moved.frac_reward_zero_std) == (straight.reward_std, straight.frac_reward_zero_std)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 2, 1, 3], [1, 3, 0, 2]])
+def test_sums_are_exact(order: list[int]):
+    """Added up in the wrong order, a 1 is lost beside 1e16, and with it half of the mean."""
+    rewards = [1e16, 1.0, -1e16, 1.0]
+    values = one_group([rewards[i] for i in order], "group_centered")
+    assert [values[order.index(i)] for i in (1, 3)] == [0.5, 0.5]
+
+
 @given(some_rewards, kinds)
 def test_the_better_rollout_never_has_the_smaller_advantage(rewards: list[float], kind: str):
     values = one_group(rewards, kind)
