@@ -303,7 +303,7 @@ rows = st.fixed_dictionaries(
         "reward_model": st.fixed_dictionaries({}, optional={"ground_truth": values}) | values,
     },
 )
-fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 
 
 def tasks_or_input_error(path: Path) -> None:
