@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -134,23 +135,25 @@ def test_names_with_glob_characters(tmp_path):
 
 
 def test_the_lock_lets_one_in_at_a_time(tmp_path):
-    inside, most, lock = [], [], tmp_path / "sub" / ".lock"
-    barrier = threading.Barrier(4)
+    lock = tmp_path / "sub" / ".lock"
+    with exclusive(lock), lock.open() as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        entered = threading.Event()
 
-    def work():
-        barrier.wait()
-        for _ in range(50):
+        def wait():
             with exclusive(lock):
-                inside.append(1)
-                most.append(len(inside))
-                inside.pop()
+                entered.set()
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
+        thread = threading.Thread(target=wait)
         thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 200
+        assert not entered.wait(0.02)
+    thread.join()
+    assert entered.is_set()
+    with pytest.raises(KeyError), exclusive(lock):
+        raise KeyError
+    with lock.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again, whatever happened inside
 
 
 def test_json_round_trip(tmp_path):
