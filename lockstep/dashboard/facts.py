@@ -34,7 +34,7 @@ class Parity:
         unmeasured, differing, tokens, worst = [], [], 0, 0.0
         for line in lines:
             number, value = line.get("parity/num_tokens") or 0, line.get("parity/max")
-            if not number or value is None:
+            if not number or not math.isfinite(number) or value is None:
                 unmeasured.append(line["step"])
                 continue
             tokens += int(number)

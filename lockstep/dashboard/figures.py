@@ -140,7 +140,7 @@ def stacked(steps: np.ndarray, parts: Mapping[str, np.ndarray], colors: Mapping[
     width = float(np.diff(at).min()) if len(at) > 1 else 1.0
     base = np.zeros(len(at))
     for name, values in parts.items():
-        height = np.nan_to_num(thin(values, MOST_BARS))
+        height = thin(np.where(np.isfinite(values), values, 0.0), MOST_BARS)
         axes.bar(at, height, width=0.8 * width, bottom=base, color=INK[colors[name]], linewidth=0)
         base = base + height
     _limits(axes, base, (0.0, None))

@@ -26,10 +26,13 @@ WIDEST = 110
 
 
 def view(console: Console, *, plain: bool = False, silent: bool = False) -> LiveView | LineView | SilentView:
-    """The view for `console`: live on a terminal, lines in a pipe or a log or with `plain`, none with `silent`."""
+    """The view for `console`: live on a terminal, lines in a pipe or a log or with `plain`, none with `silent`.
+
+    A terminal that cannot move its cursor, or has no characters for bars, gets lines as well.
+    """
     if silent:
         return SilentView()
-    if plain or not console.is_terminal or console.is_dumb_terminal:
+    if plain or not console.is_terminal or console.is_dumb_terminal or console.options.ascii_only:
         return LineView(cast(TextIO, console.file))
     return LiveView(console)
 
@@ -144,13 +147,13 @@ class LiveView(SilentView):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = _room(options.max_width)
         grid = _grid(options.max_width)
-        for label, value in self._rows(room, ascii_only=options.ascii_only):
+        for label, value in self._rows(room):
             if isinstance(value, Text):
                 value.no_wrap, value.overflow = True, "ellipsis"
             grid.add_row(label, value)
         yield grid
 
-    def _rows(self, room: int, *, ascii_only: bool) -> list[tuple[str, Text | Table]]:
+    def _rows(self, room: int) -> list[tuple[str, Text | Table]]:
         progress = self._progress
         name, done, total = progress.phase
         step = f"{progress.step}/{progress.total}"
@@ -166,18 +169,18 @@ class LiveView(SilentView):
         return [
             *rows,
             ("", Text()),
-            ("reward", self._reward(room, ascii_only=ascii_only)),
+            ("reward", self._reward(room)),
             ("parity", self._parity()),
             ("policy", self._pairs(_POLICY)),
             ("speed", self._pairs(_SPEED)),
-            ("held out", self._held_out(ascii_only=ascii_only)),
+            ("held out", self._held_out()),
         ]
 
-    def _reward(self, room: int, *, ascii_only: bool) -> Text:
+    def _reward(self, room: int) -> Text:
         progress = self._progress
         if not progress.rewards:
             return Text(ABSENT, style="dim")
-        line = sparkline(list(progress.rewards), min(40, room - 30), ascii_only=ascii_only)
+        line = sparkline(list(progress.rewards), min(40, room - 30))
         first = f"  {fixed(progress.first_reward)} at first"
         return Text.assemble((line, "cyan"), "  ", (fixed(progress.rewards[-1]), "bold"), (first, "dim"))
 
@@ -208,13 +211,12 @@ class LiveView(SilentView):
             text.append_text(Text.assemble(("  " if text else "") + label + " ", (said, "not dim"), style="dim"))
         return text
 
-    def _held_out(self, *, ascii_only: bool) -> Text:
+    def _held_out(self) -> Text:
         known = self._progress.accuracies
         if not known:
             return Text(ABSENT, style="dim")
-        arrow = " -> " if ascii_only else " → "
         shown = known if len(known) <= 3 else [known[0], *known[-2:]]
-        text = Text(arrow).join(Text(f"{value:.2f}", style="bold") for _, value in shown)
+        text = Text(" → ").join(Text(f"{value:.2f}", style="bold") for _, value in shown)
         return text.append(f"  after step {known[-1][0]}" if known[-1][0] else "  before the first step", style="dim")
 
 

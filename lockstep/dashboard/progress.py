@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -53,7 +54,8 @@ class Progress:
         self.rewards.append(metrics["reward"])
         if self.first_reward is None:
             self.first_reward = metrics["reward"]
-        self.parity_tokens += int(metrics.get("parity/num_tokens") or 0)
+        tokens = metrics.get("parity/num_tokens") or 0
+        self.parity_tokens += int(tokens) if math.isfinite(tokens) else 0
         self._step_seconds.append(metrics.get("time/step") or 0.0)
 
     @property
@@ -89,7 +91,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
         taken = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
         parts.append(f"{count(summary['steps'])} {'step' if summary['steps'] == 1 else 'steps'}{taken}")
     said = ", ".join(parts)
-    heads = {"finished": "", "refused": f"step {summary.get('steps', 0) + 1} refused", "interrupted": "stopped"}
+    heads = {"finished": "", "refused": f"step {(summary.get('steps') or 0) + 1} refused", "interrupted": "stopped"}
     head = heads.get(summary["outcome"], "failed")
     return ", ".join(filter(None, (head, said))) or "finished"
 

@@ -94,6 +94,7 @@ def render(run: RunDirectory, decode: Decode | None = None) -> str:
         refused_batch=_relative(run, facts.refusal.batch) if facts.refusal and facts.refusal.batch else None,
         columns=list(COLUMNS),
         rows=_rows(facts.lines),
+        table=f"{count(min(len(facts.lines), MOST_ROWS))} of the {count(len(facts.lines))}",
         manifest=_flat(facts.manifest),
         resumed=facts.manifest.get("resumed") or [],
     )

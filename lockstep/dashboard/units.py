@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 ABSENT = "\N{EN DASH}"
 BARS = "▁▂▃▄▅▆▇█"
-BARS_ASCII = "_.:-=+*#"
 
 
 def count(value: float | None) -> str:
@@ -56,16 +55,15 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def sparkline(values: Sequence[float | None], width: int, *, ascii_only: bool = False) -> str:
+def sparkline(values: Sequence[float | None], width: int) -> str:
     """The last `width` values as bars from the lowest to the highest; what was not measured is a gap."""
-    bars = BARS_ASCII if ascii_only else BARS
     shown = list(values)[-max(width, 0) :] if width > 0 else []
     known = [value for value in shown if value is not None and math.isfinite(value)]
     if not known:
         return ""
     low, span = min(known), (max(known) - min(known)) or 1.0
-    levels = [None if v is None or not math.isfinite(v) else int((v - low) / span * len(bars)) for v in shown]
-    return "".join(" " if level is None else bars[min(level, len(bars) - 1)] for level in levels)
+    levels = [None if v is None or not math.isfinite(v) else int((v - low) / span * len(BARS)) for v in shown]
+    return "".join(" " if level is None else BARS[min(level, len(BARS) - 1)] for level in levels)
 
 
 def wilson(successes: float, trials: float) -> tuple[float, float]:
