@@ -141,6 +141,15 @@ def test_configuration_page_is_current():
     assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run `make docs`"
 
 
+def test_metrics_have_the_names_that_the_pages_say():
+    table = (ROOT / "docs/parity.md").read_text(encoding="utf-8").partition("## Metrics")[2].partition("## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(.*?)`", row)]
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "lockstep").rglob("*.py"))
+    assert len(names) >= 5
+    assert not [name for name in names if f'"{name}"' not in source]
+
+
 def test_the_map_is_the_tree():
     block = re.search(
         r"^lockstep/\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL

@@ -33,7 +33,7 @@ def assert_in_lockstep(lines: list[dict], steps: int) -> None:
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     for line in lines:
         assert line["parity/num_tokens"] > 0
-        assert line["parity/num_differing"] == 0
+        assert line["parity/frac_differing"] == 0
         assert line["parity/max"] == 0.0
 
 
