@@ -16,6 +16,13 @@ from pydantic.fields import FieldInfo
 
 from lockstep.config import RunConfig
 
+SIGNS = (
+    (Ge, ">=", "ge"),
+    (Gt, ">", "gt"),
+    (Le, "<=", "le"),
+    (Lt, "<", "lt"),
+    (MultipleOf, "multiple of", "multiple_of"),
+)
 PAGE = Path(__file__).with_name("configuration.md")
 
 HEAD = """\
@@ -72,26 +79,29 @@ def _literal(value: Any) -> str:
 
 def _allowed(info: FieldInfo) -> str:
     """The kind of value and its range, for example `integer >= 1`."""
-    signs = {
-        Ge: (">=", "ge"),
-        Gt: (">", "gt"),
-        Le: ("<=", "le"),
-        Lt: ("<", "lt"),
-        MultipleOf: ("multiple of", "multiple_of"),
-    }
-    limits = [
-        f"{sign} {getattr(m, name):g}" for m in info.metadata for kind, (sign, name) in signs.items() if type(m) is kind
-    ]
-    return f"{_kind(info.annotation)} {', '.join(limits)}".strip()
+    return _ranged(_kind(info.annotation), info.metadata)
+
+
+def _ranged(kind: str, metadata: list[Any]) -> str:
+    limits = [f"{sign} {_number(getattr(m, name))}" for m in metadata for rule, sign, name in SIGNS if type(m) is rule]
+    return f"{kind} {', '.join(limits)}".strip()
+
+
+def _number(value: float) -> str:
+    power = int(value).bit_length() - 1
+    return f"2^{power}" if power > 30 and value == 2**power else f"{value:g}"
 
 
 def _kind(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return ", ".join(f"`{_literal(value)}`" for value in typing.get_args(annotation))
-    if typing.get_origin(annotation) is tuple:
-        parts = typing.get_args(annotation)
-        count = "" if Ellipsis in parts else f"{len(parts)} x "
-        return f"list of {count}{_kind(parts[0])}"
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{_literal(value)}`" for value in arguments)
+    if origin is typing.Annotated:
+        nested = [m.metadata if isinstance(m, FieldInfo) else [m] for m in arguments[1:]]
+        return _ranged(_kind(arguments[0]), [m for part in nested for m in part])
+    if origin is tuple:
+        count = "" if Ellipsis in arguments else f"{len(arguments)} x "
+        return f"list of {count}{_kind(arguments[0])}"
     return {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}[annotation]
 
 
