@@ -7,11 +7,12 @@ unseen. The only module that reads environment variables.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +27,7 @@ def cache_dir() -> Path:
 class Section(BaseModel):
     """A frozen table of the file; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskConfig(Section):
@@ -44,7 +45,7 @@ class TaskConfig(Section):
 class SamplingConfig(Section):
     """How rollouts are drawn. Every field is sent to the engine; none is inherited from a model's own defaults."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3, description="at least 0.001; greedy rollouts carry no signal")
     top_k: int = Field(default=0, ge=0, description="0 keeps every token")
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)
@@ -65,11 +66,14 @@ class EngineConfig(Section):
     max_context: int = Field(default=0, ge=0, description="prompt + completion; 0: what the model allows")
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimConfig(Section):
     """AdamW over fp32 master weights."""
 
     lr: float = Field(default=1e-5, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -150,7 +154,7 @@ class RunConfig(Section):
     parity: ParityConfig = ParityConfig()
     pipeline: PipelineConfig = PipelineConfig()
     eval: EvalConfig = EvalConfig()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "cpu"
     output_dir: str = Field(default="", description="empty: runs/<name of the first config file>")
     report_to: tuple[Literal["html"], ...] = ("html",)
@@ -166,7 +170,7 @@ def load(files: Sequence[Path], overrides: Iterable[str] = ()) -> RunConfig:
         _merge(tree, _read(file))
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or not key:
+        if not separator or not key or key.count(".") > 3:
             raise ConfigError(
                 message(
                     f"override ({override})", "an override names a key and a value", got=override,
@@ -237,7 +241,7 @@ def _value(text: str) -> Any:
     """A TOML value; what is not one is a string, so that `model=smollm2` needs no quotes."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
@@ -245,8 +249,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes as JSON does, and DEL
     if isinstance(value, list):
         return "[" + ", ".join(_literal(v) for v in value) + "]"
     return repr(value)
@@ -258,11 +261,16 @@ def _explain(error: Any) -> str:
         return message(
             f"config ({key})", error["msg"], got=repr(error["input"]), expected=_describe(key), do="Change it"
         )
-    near = difflib.get_close_matches(key, known_keys(), n=1) or difflib.get_close_matches(
-        key.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known_keys()], n=1
-    )
+    near = difflib.get_close_matches(key, known_keys(), n=1) or _by_last_part(key)
     do = f"Did you mean {near[0]}" if near else "`lockstep train --keys` lists every key"
     return message(f"config ({key})", "unknown key", got=key, expected="a key of the schema", do=do)
+
+
+def _by_last_part(key: str) -> list[str]:
+    """Keys of which only the table is missing or wrong: `lr` is `optim.lr`."""
+    names = {known.rsplit(".", 1)[-1]: known for known in known_keys()}
+    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], names, n=1)
+    return [names[name] for name in near]
 
 
 def _describe(key: str) -> str:

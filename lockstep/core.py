@@ -14,6 +14,7 @@ In: nothing of ours. Out: frozen values that may cross any seam.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -43,7 +44,7 @@ class WeightVersion:
     digest: str
 
     def __post_init__(self) -> None:
-        if self.number < 0 or len(self.digest) != 64:
+        if self.number < 0 or not re.fullmatch("[0-9a-f]{64}", self.digest):
             raise InputError(
                 message(
                     f"weight version ({self.number})",
@@ -81,6 +82,8 @@ class SamplingParams:
             "min_p": (0.0 <= self.min_p <= 1.0, "a number in [0, 1]"),
             "max_tokens": (self.max_tokens >= 1, "an integer >= 1"),
             "n": (self.n >= 1, "an integer >= 1"),
+            "seed": (self.seed >= 0, "an integer >= 0"),
+            "stop": (not isinstance(self.stop, str), "a tuple of strings"),
         }
         for name, (holds, expected) in rules.items():
             if not holds:

@@ -72,5 +72,13 @@ def boundary(who: str) -> Iterator[None]:
         yield
     except LockstepError:
         raise
-    except Exception as cause:
-        raise StageError(f"{who}: raised {type(cause).__name__} - {cause}") from cause
+    except (Exception, SystemExit) as cause:
+        raise StageError(f"{who}: raised {type(cause).__name__} - {_said(cause)}") from cause
+
+
+def _said(cause: BaseException) -> str:
+    """The words of an exception, whose `__str__` may be as broken as the code that raised it."""
+    try:
+        return str(cause)
+    except Exception:  # noqa: BLE001 - part of the boundary
+        return "(its message could not be read)"

@@ -36,7 +36,8 @@ def log_softmax(processed_NV: Tensor) -> Tensor:
 def k3(log_ratio: np.ndarray) -> np.ndarray:
     """Schulman's k3 estimator of KL(sampler || trainer) per token, from lr = trainer - sampler, in float64: >= 0."""
     lr = np.asarray(log_ratio, np.float64)
-    return np.expm1(lr) - lr
+    with np.errstate(over="ignore"):  # beyond 709 nats it is infinite, and says so
+        return np.expm1(lr) - lr
 
 
 def request_key(seed: int, request: str, sample: int) -> np.ndarray:

@@ -98,9 +98,9 @@ def values(info: Any) -> st.SearchStrategy[Any]:
                 step = rule.multiple_of
     if kind is int:
         assert isinstance(step, int)
-        return st.integers(low and -(-low // step), high).map(lambda n: n * step)
+        return st.integers(low and -(-low // step), high and high - open_high).map(lambda n: n * step)
     if kind is float:
-        return st.floats(low, high, exclude_min=open_low, exclude_max=open_high, allow_nan=False)
+        return st.floats(low, high, exclude_min=open_low, exclude_max=open_high, allow_nan=False, allow_infinity=False)
     return st.just(info.default)
 
 
@@ -122,7 +122,6 @@ def test_every_key_is_written():
             value = value[part]
 
 
-@pytest.mark.xfail(reason="config._literal escapes only the newline among control characters")
 @pytest.mark.parametrize("text", ["a\rb", "a\x00b", "a\x7fb", "a\x1bb"])
 def test_control_characters_survive(text: str):
     config = RunConfig(output_dir=text)
@@ -214,7 +213,7 @@ def test_unknown_keys_name_the_nearest(key: str, near: str | None):
         ("sampling.top_p=0", r"config \(sampling.top_p\): Input should be greater than 0 - got 0"),
         ("sampling.top_p=1.5", r"config \(sampling.top_p\): Input should be less than or equal to 1 - got 1.5"),
         ("sampling.temperature=nan", r"config \(sampling.temperature\): .* - got nan"),
-        ("sampling.temperature=0", r"config \(sampling.temperature\): Input should be greater than 0 - got 0"),
+        ("sampling.temperature=0", r"config \(sampling.temperature\): .* 0.001 - got 0, expected at least"),
         ("engine.page_size=20", r"config \(engine.page_size\): .*multiple of 16 - got 20, expected tokens in a page"),
         ("engine.dtype=float16", r"config \(engine.dtype\): Input should be 'bfloat16' or 'float32' - got 'float16'"),
         ("loss.type=dpo", r"config \(loss.type\): Input should be 'grpo', .* - got 'dpo'"),

@@ -1,7 +1,7 @@
 """The command line: `lockstep train | sample | models | doctor`.
 
-In: arguments. Out: text for people on stderr or the terminal, results on stdout, an exit code: 0 pass, 1 a gate refused,
-2 usage or input, 130 interrupted. Commands are imported when they are called, so that `--help` imports no torch.
+In: arguments. Out: text for people on the terminal, results on stdout, an exit code: 0 pass, 1 a gate refused, 2 usage
+or input, 130 interrupted. Commands are imported when they are called, so that `--help` imports no torch.
 """
 
 from __future__ import annotations

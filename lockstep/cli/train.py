@@ -14,7 +14,7 @@ from rich.console import Console
 from lockstep import config as configuration
 from lockstep.config import RunConfig
 from lockstep.errors import InputError, message
-from lockstep.trace.run import RunDirectory
+from lockstep.trace import Observer, Observers, RunDirectory
 
 
 @Parameter(name="*")
@@ -73,8 +73,8 @@ def train(
 
 def _train(config: RunConfig, directory: Path, mode: Mode) -> int:
     from lockstep.cli.progress import ProgressBars
-    from lockstep.dashboard.live import view
-    from lockstep.dashboard.report import write_report
+    from lockstep.cli.report import ReportAtEnd
+    from lockstep.dashboard import live
 
     with RunDirectory.start(directory, config, resume=mode.resume) as run:
         from lockstep.pipeline import Loop, assemble  # torch, only when it is clear that there is something to do
@@ -82,12 +82,10 @@ def _train(config: RunConfig, directory: Path, mode: Mode) -> int:
         with ProgressBars(silent=mode.json) as bars:
             parts = assemble(config, bars.update)
         console = Console(stderr=mode.json)
-        try:
-            with view(console, plain=mode.plain, silent=mode.json) as observer:
-                summary = Loop(parts, run, observer).run()
-        finally:
-            if "html" in config.report_to:
-                write_report(run.path)
+        with live.view(console, plain=mode.plain, silent=mode.json) as view:
+            page = ReportAtEnd(run, parts.model.tokenizer.decode)
+            observers: list[Observer] = [page, view] if "html" in config.report_to else [view]
+            summary = Loop(parts, run, Observers(observers)).run()
     if mode.json:
         sys.stdout.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode() + "\n")
     return 0

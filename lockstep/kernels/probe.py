@@ -30,7 +30,7 @@ TOTAL = 96
 class Subject:
     """What one run computes with: its weights by name (one of each shape is enough) and the form of its attention."""
 
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]  # "head": the weight of the logits' product
     heads: tuple[int, int, int]  # query heads, kv heads, head dim
     seed: int = 0
 
@@ -50,9 +50,9 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
         _require(name, lambda rows, w=weight: linear(rows, w), x)
         bare = _differing(lambda rows, w=weight: F.linear(rows, w), x)
         findings[name] = "use" if bare is None else "pad"
-    widest = max(subject.weights.values(), key=lambda w: w.shape[0])
-    width, vocabulary = widest.shape[1], widest.shape[0]
-    dtype, device = widest.dtype, widest.device
+    head, body = subject.weights["head"], subject.weights["embedding"]
+    vocabulary, width = body.shape
+    dtype, device = body.dtype, head.device
     gain = torch.ones(width, dtype=dtype, device=device)
     rowwise: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
         f"rms_norm [{width}]": (lambda rows: rms_norm(rows.to(dtype), gain, 1e-5), width),

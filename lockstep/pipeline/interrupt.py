@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM as a request to stop at the next whole step, instead of an exception anywhere.
 
-In: signals. Out: `StopRequest.check()` raises `Interrupted` where the run can be left. A second Ctrl-C interrupts at once.
+In: signals. Out: `StopRequest.check()` raises `Interrupted` where the run can be left. A second Ctrl-C does so at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lockstep.core import Decision, Request, Rollout, SamplingParams, Task
-from lockstep.errors import GateRefused, Interrupted, message
+from lockstep.errors import GateRefused, Interrupted, StageError, message
 from lockstep.models.checkpoint import write_model
 from lockstep.pipeline.assembly import Parts
 from lockstep.pipeline.evaluate import accuracy
@@ -30,7 +30,7 @@ from lockstep.pipeline.interrupt import StopRequest
 from lockstep.pipeline.metrics import Stopwatch, completion_metrics, peak_memory_gb, reward_metrics
 from lockstep.pipeline.update import update
 from lockstep.pipeline.warm_start import warm_start
-from lockstep.rewards import advantages
+from lockstep.rewards import Grade, advantages
 from lockstep.tasks import batch_of
 from lockstep.trace.observer import Observer
 from lockstep.trace.rollouts import RolloutRecord
@@ -61,7 +61,8 @@ class Loop:
         try:
             with self._stop.listening():
                 self._restore()
-                self._observer.on_start(self._config, self._run.update_manifest(self._parts.manifest))
+                about = {**self._parts.manifest, "directory": str(self._run.path)}
+                self._observer.on_start(self._config, self._run.update_manifest(about))
                 self._all_steps()
             finished = True
         finally:
@@ -75,7 +76,8 @@ class Loop:
         config, parts = self._config, self._parts
         if self._done == 0 and self._saved is None:
             self._warm_start()
-        self._evaluate()
+        if self._done == 0:
+            self._evaluate()
         while self._done < config.max_steps:
             try:
                 self._step(self._done + 1)
@@ -91,7 +93,7 @@ class Loop:
         write_model(self._run.weights(self._done), parts.trainer.params, parts.model.arch, parts.model)
 
     def _step(self, step: int) -> None:
-        """One turn of the loop. Until the trainer's step nothing has changed, so that an `Interrupted` loses nothing."""
+        """One turn of the loop. Until the trainer's step nothing has changed, so an `Interrupted` loses nothing."""
         config, parts, watch = self._config, self._parts, Stopwatch()
         n = config.num_generations
         prompts = batch_of(parts.tasks, step - 1, config.num_prompts_per_step, config.seed)
@@ -102,6 +104,8 @@ class Loop:
             grades = parts.rewarder.grade(tasks, rollouts)
             places = [place for place in range(len(prompts)) for _ in range(n)]
             gains = advantages([grade.reward.value for grade in grades], places, config.loss.advantage)
+        if gains.undecided.all():
+            self._undecided(step, grades)
         self._stop.check()
         batch = Batch(tuple(rollouts), gains.values, config.loss.normalize)
         outcome = update(parts, batch, step, watch)
@@ -129,6 +133,19 @@ class Loop:
         }
         self._run.append(metrics)
         self._observer.on_step(step, metrics)
+
+    def _undecided(self, step: int, grades: Sequence[Grade]) -> NoReturn:
+        """A step without a single reward teaches nothing; a reward function that always fails would hide behind it."""
+        verdict = grades[0].verdict
+        raise StageError(
+            message(
+                f"reward (step {step})",
+                "some rollout must be decided",
+                got=f"none of {len(grades)}; the first: {f'{verdict.code} {verdict.witness}' if verdict else 'None'}",
+                expected="a number",
+                do="Mend the check or the reward function; the run resumes with --resume",
+            )
+        )
 
     def _refuse(self, step: int, decision: Decision, records: Sequence[RolloutRecord]) -> NoReturn:
         kept = self._run.write_refusal(step, decision, records)
@@ -184,7 +201,9 @@ class Loop:
             return
         config, parts = self._config, self._parts
         tasks = parts.tasks.held_out[: config.eval.max_tasks or None]
-        found = accuracy(parts.model, tasks, parts.check, config.sampling.max_tokens, lambda r: self._generate(r, "eval"))
+        found = accuracy(
+            parts.model, tasks, parts.check, config.sampling.max_tokens, lambda r: self._generate(r, "eval")
+        )
         metrics = {
             "step": self._done,
             "eval/accuracy": found.value,
@@ -227,6 +246,7 @@ class Loop:
             "peak_memory_gb": peak_memory_gb(),
             "weights": str(self._run.weights(self._done)) if outcome == "finished" else None,
             "directory": str(self._run.path),
+            "report": str(self._run.report_file) if "html" in self._config.report_to else None,
         }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lockstep.core import Decision, Logprobs
-from lockstep.parity.compare import ParityResult, compare
+from lockstep.parity import ParityResult, compare
 from lockstep.pipeline.assembly import Parts
 from lockstep.pipeline.metrics import Stopwatch, merge_steps
 from lockstep.train.batch import Batch
@@ -32,24 +32,36 @@ def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
     """Propose, compare, ask the gate, step; one optimizer step a minibatch. A refused proposal changes nothing."""
     config, trainer = parts.config, parts.trainer
     minibatches = batch.minibatches(config.train.num_minibatches, config.seed, step)
-    scored: Sequence[Logprobs] | None = None
-    result: ParityResult | None = None
+    audit: _Audit | None = None
     if len(minibatches) > 1:
         with watch.stage("parity"):
-            scored = trainer.score(batch.rollouts)
+            audit = _Audit(batch, trainer.score(batch.rollouts))
+    decision: Decision | None = None
     taken: list[tuple[int, Mapping[str, float]]] = []
     for minibatch in minibatches:
         with watch.stage("train"):
             proposal = trainer.propose(minibatch)
         with watch.stage("parity"):
-            scored = proposal.trainer_logprobs if scored is None else scored
-            result = compare(batch.rollouts, scored) if result is None else result
-            decision = parts.gate.decide(proposal.id, result)
+            audit = audit or _Audit(batch, proposal.trainer_logprobs)
+            decision = parts.gate.ask(proposal.id, audit.result, num_tokens=batch.num_tokens)
         if not decision.admitted:
             trainer.discard(proposal)
-            return Outcome(decision, scored, result.metrics())
+            return Outcome(decision, audit.scored, {})
         with watch.stage("train"):
             published = trainer.step(proposal, decision)
         taken.append((minibatch.num_tokens, {**proposal.metrics, **published.metrics}))
-    assert scored is not None and result is not None, "a batch has a minibatch"
-    return Outcome(decision, scored, {**merge_steps(taken), **result.metrics()})
+    assert audit is not None and decision is not None, "a batch has a minibatch"
+    return Outcome(decision, audit.scored, {**merge_steps(taken), **audit.result().metrics()})
+
+
+class _Audit:
+    """The comparison of one batch, made when the gate first asks for it."""
+
+    def __init__(self, batch: Batch, scored: Sequence[Logprobs]) -> None:
+        self._batch, self.scored = batch, scored
+        self._result: ParityResult | None = None
+
+    def result(self) -> ParityResult:
+        if self._result is None:
+            self._result = compare(self._batch.rollouts, self.scored)
+        return self._result

@@ -17,7 +17,7 @@ from lockstep.train import Trainer
 def warm_start(
     config: RunConfig, model: Model, tasks: TaskSet, trainer: Trainer, on_step: Callable[[int, int], None]
 ) -> float:
-    """Run `config.warm_start.steps` steps of cross entropy on the known answers; returns the last loss (nats a token)."""
+    """Run `config.warm_start.steps` steps of cross entropy on the known answers; returns the last loss (nats)."""
     eos, loss = model.tokenizer.eos_ids[:1], float("nan")
     for step in range(config.warm_start.steps):
         chosen = batch_of(tasks, step, config.warm_start.batch, config.seed)

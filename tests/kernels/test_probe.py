@@ -13,7 +13,7 @@ from lockstep.kernels.probe import Subject, invariance_probe
 
 def _subject(dtype: torch.dtype) -> Subject:
     g = torch.Generator().manual_seed(0)
-    shapes = {"qkv": (96, 64), "down": (64, 128), "head": (500, 64)}
+    shapes = {"qkv": (96, 64), "down": (64, 128), "head": (500, 64), "embedding": (500, 64)}
     return Subject({n: torch.randn(s, generator=g).to(dtype) for n, s in shapes.items()}, (4, 2, 16))
 
 
