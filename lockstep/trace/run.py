@@ -70,15 +70,12 @@ class RunDirectory:
         `StorageError` if the directory cannot be written. A line that a kill cut off is removed.
         """
         run = cls(path)
-        with storage(run.path):
-            run.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as undo:
+            with storage(run.path):
+                run.path.mkdir(parents=True, exist_ok=True)
             run._lock = Lock(run.path / ".lock")
             undo.callback(run.close)
-            if resume:
-                run._continue(config)
-            else:
-                run._begin(config)
+            (run._continue if resume else run._begin)(config)
             undo.pop_all()
         return run
 
@@ -132,10 +129,10 @@ class RunDirectory:
     def write_refusal(self, step: int, decision: Decision, records: Sequence[RolloutRecord] = ()) -> Path:
         """Keep a decision that did not admit `step`, and its batch for inspection. Returns the decision's file."""
         assert self._lock is not None and not decision.admitted, "only refusals are kept one by one"
-        batch = Path("parity") / f"step_{step:06d}.parquet"
+        batch = f"parity/step_{step:06d}.parquet"
         if records:
             rollouts.write(self.path / batch, records)
-        tree = {"step": step, "at": manifest.now(), **plain(decision), "batch": str(batch) if records else None}
+        tree = {"step": step, "at": manifest.now(), **plain(decision), "batch": batch if records else None}
         file = self.path / "gates" / f"step_{step:06d}.json"
         replace_file(file, orjson.dumps(tree, option=orjson.OPT_INDENT_2))
         return file
@@ -240,7 +237,7 @@ class RunDirectory:
                 message(
                     f"run directory ({self.path})", "a fresh run needs a directory without one",
                     got=f"a run of {len(self.metrics())} steps", expected="an empty or new directory",
-                    do="Continue that run with --resume, or give another directory with output_dir=",
+                    do="Continue it with --resume, move it aside with --fresh, or give another output_dir=",
                 )
             )  # fmt: skip
         with storage(self.evaluations_file):

@@ -65,7 +65,9 @@ def test_a_run_records_what_decided_it(tmp_path: Path, make_record: Make) -> Non
 def test_a_fresh_run_never_overwrites_another(tmp_path: Path) -> None:
     run_of(tmp_path, 2)
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"got a run of 2 steps, expected .* --resume, or give another directory"):
+    with pytest.raises(
+        InputError, match=r"got a run of 2 steps, expected .* --resume, move it aside with --fresh, or give"
+    ):
         RunDirectory.start(tmp_path, CONFIG)
     assert contents(tmp_path) == before
 
