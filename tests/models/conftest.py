@@ -85,7 +85,10 @@ def train_tokenizer(vocab_size: int = 420) -> tokenizers.Tokenizer:
         show_progress=False,
     )
     core.train_from_iterator(CORPUS, trainer)
-    return core
+    tree = json.loads(core.to_str())
+    tree["model"]["vocab"]["12"] = len(tree["model"]["vocab"])
+    tree["model"]["merges"].append(["1", "2"])  # never applied, as digits are split; without the split it would be
+    return tokenizers.Tokenizer.from_str(json.dumps(tree))
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:

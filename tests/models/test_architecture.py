@@ -128,6 +128,8 @@ def test_both_dialects_of_rope():
     theta = Architecture.from_hf(SMOLLM2).rope_theta
     new = {**without("rope_theta", "rope_scaling"), "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
     assert Architecture.from_hf(new) == Architecture.from_hf(SMOLLM2)
+    both = changed(rope_theta=1.0, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    assert Architecture.from_hf(both).rope_theta == theta  # as transformers 5 has it
     old = Architecture.from_hf(changed(rope_scaling=LLAMA3))
     new = {**without("rope_theta", "rope_scaling"), "rope_parameters": {**LLAMA3, "rope_theta": theta}}
     assert Architecture.from_hf(new) == old

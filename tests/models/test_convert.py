@@ -87,7 +87,14 @@ def test_tokenizer_is_the_one_it_was_made_from(small_gguf, converted):
     model = load(str(converted))
     assert model.tokenizer.vocab_size == small_gguf.tokenizer.get_vocab_size()
     assert model.tokenizer.eos_ids == (2,)
-    for text in ("the quick 2024 dogs'll", "naïve 日本語 \U0001f600", "<|im_start|>user\n<|im_end|>", " \n\t x ", "zq"):
+    for text in (
+        "the quick 2024 dogs'll",
+        "12 x121",
+        "naïve 日本語 \U0001f600",
+        "<|im_start|>user\n<|im_end|>",
+        " \n\t x ",
+        "zq",
+    ):
         assert model.tokenizer.encode(text) == small_gguf.tokenizer.encode(text).ids
     assert model.tokenizer.decode([0, 1, 2]) == ""  # control tokens are special
     assert model.tokenizer.decode([0, 1, 2], skip_special=False) == "".join(small_gguf.special)

@@ -129,6 +129,14 @@ def test_broken_connections_are_taken_up_again(part):
     assert behaviour.ranges == [None, "bytes=50000-", "bytes=100000-", "bytes=150000-"]
 
 
+def test_any_number_of_broken_connections_that_brought_something(part):
+    behaviour = Behaviour(cut_after=15_000)
+    with server(behaviour) as url:
+        download(url, part, quiet)
+    assert part.read_bytes() == CONTENT
+    assert len(behaviour.ranges) == 11
+
+
 def test_a_server_without_ranges_starts_over(part):
     part.write_bytes(b"wrong" * 100_000)  # longer than the file
     with server(Behaviour(honours_range=False)) as url:
