@@ -183,7 +183,8 @@ NORM, VALUE = "model.layers.1.input_layernorm.weight", "model.layers.0.self_attn
         (lambda t: t.update({VALUE: t[VALUE].T.contiguous()}), rf"tensor \({VALUE}\).*got \(72, 48\)"),
         (lambda t: t.update({VALUE: t[VALUE].to(torch.int8)}), rf"{VALUE}\): weights must be floating.*got I8"),
         (lambda t: t.update({VALUE: t[VALUE].double()}), rf"{VALUE}\): weights must be floating.*got F64"),
-        (lambda t: t[VALUE][3].fill_(float("nan")), rf"{VALUE}\): every value must be finite"),
+        (lambda t: t[VALUE][3, 5].fill_(float("nan")), rf"{VALUE}\): every value must be finite"),
+        (lambda t: t[VALUE][-1, -1].fill_(-float("inf")), rf"{VALUE}\): every value must be finite"),
         (lambda t: t[NORM][0].fill_(float("inf")), rf"{NORM}\): every value must be finite"),
     ],
 )
@@ -191,6 +192,18 @@ def test_damaged_tensors_are_named(edit, said, qwen2):
     rewrite(qwen2, edit)
     with pytest.raises(ModelError, match=said):
         read(qwen2)
+
+
+@given(st.integers(0, 48 * 72 - 1), st.sampled_from([float("nan"), float("inf"), -float("inf")]))
+@settings(max_examples=40)
+def test_one_bad_value_anywhere_is_found(built, position, value):
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = Path(folder) / "model"
+        shutil.copytree(built["qwen2"], damaged)
+        rewrite(damaged, lambda t: t[VALUE].view(-1)[position].fill_(value))
+        for dtype in (FLOAT32, BFLOAT16, torch.float16):
+            with pytest.raises(ModelError, match=rf"{VALUE}\): every value must be finite"):
+                read(damaged, dtype)
 
 
 def test_a_cast_that_overflows_is_not_finite(qwen2):
