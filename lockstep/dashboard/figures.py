@@ -162,7 +162,9 @@ def _axes(size: tuple[int, int]) -> tuple[Figure, Axes]:
     axes.tick_params(length=0, pad=6, labelcolor=INK["faint"], labelsize=11)
     axes.grid(axis="y", color=INK["line"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=size[0] // 80, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(
+        MaxNLocator(nbins=min(size[0] // 64, 9), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
     axes.yaxis.set_major_locator(MaxNLocator(nbins=size[1] // 40, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick))

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lockstep.config import RunConfig
-from lockstep.dashboard.progress import STEP_PHASES, Progress, verdict, where
+from lockstep.dashboard.progress import MARKS, STEP_PHASES, Progress, verdict, where
 from lockstep.dashboard.units import ABSENT, clock, count, duration, exact, fixed, sparkline
 
 LABEL = 10
@@ -92,8 +92,9 @@ class LineView(SilentView):
             )
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        lies = where(summary)
-        self._say(f"{verdict(summary)}: {lies}" if lies else verdict(summary))
+        mark = "" if summary["outcome"] == "finished" else f"{MARKS[summary['outcome']]}: "
+        lies = f": {where(summary)}" if where(summary) else ""
+        self._say(f"{mark}{verdict(summary)}{lies}")
 
     def _say(self, line: str) -> None:
         if self._lost:
@@ -130,12 +131,10 @@ class LiveView(SilentView):
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self._progress.refused = summary["outcome"] == "refused"
         self.close()
-        mark, style = (
-            ("done", "not dim bold green") if summary["outcome"] == "finished" else ("stopped", "not dim bold red")
-        )
+        style = "not dim bold green" if summary["outcome"] == "finished" else "not dim bold red"
         grid = _grid(self._console.options.max_width)
         grid.add_row("", "")
-        grid.add_row(Text(mark, style=style), Text(verdict(summary), overflow="fold"))
+        grid.add_row(Text(MARKS[summary["outcome"]], style=style), Text(verdict(summary), overflow="fold"))
         if where(summary):
             grid.add_row("results", Text(where(summary), style="bold", overflow="fold"))
         self._console.print(grid)
@@ -157,12 +156,12 @@ class LiveView(SilentView):
         progress = self._progress
         name, done, total = progress.phase
         step = f"{progress.step}/{progress.total}"
-        times = f"{clock(progress.elapsed)}  {clock(progress.left)} left" if not self._over else clock(progress.elapsed)
+        left = f"  {clock(progress.left)} left" if progress.left is not None and not self._over else ""
         amount = f"{count(done)}/{count(total)}" if total else count(done) if done else ""
         rows: list[tuple[str, Text | Table]] = [
             ("lockstep", Text.assemble((progress.title, "bold"), "  ", progress.directory)),
             ("", Text()),
-            ("step", _bar(progress.step, progress.total, (step, times), room)),
+            ("step", _bar(progress.step, progress.total, (step, clock(progress.elapsed) + left), room)),
         ]
         if not self._over:
             rows.append((name or "waiting", _bar(done, total, (amount, ""), room)))

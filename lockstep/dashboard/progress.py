@@ -77,8 +77,12 @@ class Progress:
         return bool(tokens) and worst == 0 and not self.metrics.get("parity/frac_differing")
 
 
+MARKS = {"finished": "done", "refused": "refused", "interrupted": "stopped", "failed": "failed"}
+"""One word for each way a run may end."""
+
+
 def verdict(summary: Mapping[str, Any]) -> str:
-    """What happened in a run, in one sentence; why it was stopped is said by the error that stopped it."""
+    """What a run came to, in one sentence; why it was stopped is said by the error that stopped it."""
     parts = []
     before, after = summary.get("accuracy_before"), summary.get("accuracy_after")
     if after is not None:
@@ -90,10 +94,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if summary.get("steps") is not None:
         taken = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
         parts.append(f"{count(summary['steps'])} {'step' if summary['steps'] == 1 else 'steps'}{taken}")
-    said = ", ".join(parts)
-    heads = {"finished": "", "refused": f"step {(summary.get('steps') or 0) + 1} refused", "interrupted": "stopped"}
-    head = heads.get(summary["outcome"], "failed")
-    return ", ".join(filter(None, (head, said))) or "finished"
+    if summary["outcome"] == "refused":
+        parts.insert(0, f"step {(summary.get('steps') or 0) + 1} was refused")
+    return ", ".join(parts) or str(summary["outcome"])
 
 
 def where(summary: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ In: rollout records, and a decoder if there is one. Out: prompts with completion
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,7 +97,9 @@ def groups(records: Sequence[RolloutRecord], decode: Decode | None) -> list[Grou
 
 def differing(records: Sequence[RolloutRecord], decode: Decode | None) -> list[Group]:
     """The rollouts of a refused batch with tokens that differ, under their prompts."""
-    return groups([record for record in records if _differs(record).any()], decode)
+    sizes = Counter(record.rollout.task_id for record in records)
+    found = groups([record for record in records if _differs(record).any()], decode)
+    return [replace(group, total=sizes[group.task]) for group in found]
 
 
 def pieces(record: RolloutRecord, decode: Decode | None) -> list[Piece]:

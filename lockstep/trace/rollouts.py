@@ -1,8 +1,8 @@
 """Rollouts as Parquet: everything a step was trained on, bit for bit, one row a completion.
 
 In: `RolloutRecord`s. Out: a zstd Parquet file that reads back to equal records, and that any Parquet tool can open.
-docs/run-directory.md lists the columns; `SCHEMA` is their definition. Floats are stored without dictionaries, which
-would merge NaNs of unlike bits.
+docs/run-directory.md lists the columns; `SCHEMA` is their definition. Parquet's dictionaries are off: they compare
+floats as numbers, and here the bits count.
 """
 
 from __future__ import annotations

@@ -207,10 +207,10 @@ class RunDirectory:
 
     def holds_run(self) -> bool:
         """Whether a fresh start would overwrite anything; a run that ended before its first step is nothing."""
-        work = [self.metrics_file, self.report_file, self.checkpoints]
+        work = [self.metrics_file, self.checkpoints]
         work += [self.path / name for name in ("rollouts", "weights", "gates", "parity")]
         if not self.manifest_file.exists():  # then these are somebody else's
-            work += [self.config_file, self.evaluations_file]
+            work += [self.config_file, self.evaluations_file, self.report_file]
         return any(file.exists() for file in work)
 
     def check(self) -> None:

@@ -209,7 +209,12 @@ def test_a_refused_step_ends_in_red(make_line: Line) -> None:
         watched.on_end({"outcome": "refused", "steps": 3, "seconds": 9.0, "report": "runs/x/report.html"})
     assert "step 4 refused: engine and trainer differ" in "\n".join(frame(watched))
     tail = console.file.getvalue().splitlines()[-3:]  # type: ignore[attr-defined]
-    assert "stopped" in tail[1] and "31m" in tail[1] and "step 4 refused" in tail[1] and "runs/x/report.html" in tail[2]
+    assert (
+        "refused" in tail[1]
+        and "31m" in tail[1]
+        and "step 4 was refused" in tail[1]
+        and "runs/x/report.html" in tail[2]
+    )
 
 
 def test_the_end_says_what_happened_and_where(make_line: Line) -> None:
@@ -221,6 +226,12 @@ def test_the_end_says_what_happened_and_where(make_line: Line) -> None:
     text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "done held-out accuracy 0.15 -> 0.71, parity 0.0 over 41,235 tokens, 40 steps in 3 min 12 s" in text
     assert "results runs/smollm2-add/report.html" in text
+
+
+def test_lines_say_how_a_run_ended_otherwise() -> None:
+    stream = io.StringIO()
+    LineView(stream).on_end({"outcome": "interrupted", "steps": 3, "seconds": 9.0, "directory": "runs/x"})
+    assert stream.getvalue() == "stopped: 3 steps in 9.0 s: runs/x\n"
 
 
 def test_the_cursor_comes_back_when_the_run_falls_over() -> None:

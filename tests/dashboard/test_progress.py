@@ -81,9 +81,9 @@ DONE = {
         ({"accuracy_after": None, "parity_tokens": 0, "steps": 1, "seconds": None}, "1 step"),
         (
             {"outcome": "refused", "steps": 3, "seconds": 9, "accuracy_after": None},
-            "step 4 refused, 3 steps in 9.0 s",
+            "step 4 was refused, 3 steps in 9.0 s",
         ),
-        ({"outcome": "interrupted", "accuracy_after": None, "parity_tokens": 0}, "stopped, 40 steps in 3 min 12 s"),
+        ({"outcome": "interrupted", "accuracy_after": None, "parity_tokens": 0}, "40 steps in 3 min 12 s"),
         ({"outcome": "failed", "accuracy_after": None, "parity_tokens": 0, "steps": None}, "failed"),
         (
             {"parity_max": 0.0078125},

@@ -51,7 +51,7 @@ def test_one_bit_is_framed(make_records: Records, decode: Decode) -> None:
     assert framed == [place == 1 for place in range(len(framed))]
     assert "; trainer " in pieces(record, decode)[1].note
     (group,) = differing(make_records(1, broken=True), decode)
-    assert [one.id for one in group.completions] == [record.rollout.id]
+    assert [one.id for one in group.completions] == [record.rollout.id] and group.total == 8
     assert group.completions[0].parity not in ("0.0", "")
 
 

@@ -84,6 +84,7 @@ def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path, name: str) -
 def test_a_run_that_ended_before_its_first_step_may_be_started_again(tmp_path: Path) -> None:
     with RunDirectory.start(tmp_path, CONFIG) as run:
         run.append_evaluation({"step": 0, "eval/accuracy": 0.25})
+        run.report_file.write_text("no step has been taken")
     with RunDirectory.start(tmp_path, RunConfig(model="other")) as run:
         assert run.evaluations() == [] and run.config().model == "other"
 
