@@ -134,7 +134,7 @@ def test_a_resumed_run_may_be_longer_but_not_another(tmp_path: Path) -> None:
         assert run.config() == longer, "a refused resume leaves the lock free and the configuration alone"
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(cut=st.data())
 def test_a_kill_at_any_byte_leaves_a_run_that_resumes(
     tmp_path_factory: pytest.TempPathFactory, cut: st.DataObject
@@ -271,4 +271,4 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=15, stateful_step_count=12)
+TestLife.settings = settings(max_examples=10, stateful_step_count=10)
