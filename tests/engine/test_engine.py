@@ -86,10 +86,11 @@ def test_text_is_the_tokens_without_the_stop_token(engine):
 
 def test_ignore_eos_goes_on_and_other_stop_tokens_still_count(engine):
     free = engine.generate("abc", replace(FREE, max_tokens=60))[0].token_ids.tolist()
-    marker = free[10]
+    marker = next(token for token in free[5:] if engine.model.tokenizer.decode([token]))
     (rollout,) = engine.generate("abc", replace(FREE, max_tokens=60, stop_token_ids=(marker,)))
     assert rollout.finish_reason == "stop"
     assert rollout.token_ids.tolist() == free[: free.index(marker) + 1]
+    assert rollout.text == engine.model.tokenizer.decode(free[: free.index(marker)]), "a stop token is not text"
     last = free.index(marker) + 1
     assert engine.generate("abc", replace(FREE, max_tokens=last, stop_token_ids=(marker,)))[0].finish_reason == "stop"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -72,8 +72,9 @@ class Schedules(RuleBasedStateMachine):
     @rule(num_prompt=st.integers(1, 14), n=st.integers(1, 4), limit=st.integers(1, 6))
     def add(self, num_prompt, n, limit):
         s = self.scheduler
-        assume(n <= s.max_completions)
-        assume(worst_case_pages(num_prompt, n, limit, s.page_size) <= s.pool.num_pages)
+        n = min(n, s.max_completions)
+        while worst_case_pages(num_prompt, n, limit, s.page_size) > s.pool.num_pages:
+            num_prompt, n, limit = max(1, num_prompt - 1), max(1, n - 1), max(1, limit - 1)
         job = make_job(f"r{len(self.jobs)}", num_prompt, n, limit)
         s.add(job)
         self.jobs.append(job)
@@ -87,7 +88,9 @@ class Schedules(RuleBasedStateMachine):
     @rule()
     def fail(self):
         """The forward ran, or half of it, and what it drew was lost."""
-        self.cache.run(self.scheduler.plan())
+        step = self.scheduler.plan()
+        self.note(step)
+        self.cache.run(step)
         self.failed = True
 
     @precondition(lambda self: any(not job.done for job in self.jobs))
@@ -106,9 +109,8 @@ class Schedules(RuleBasedStateMachine):
         assert min(step.counts) > 0
         assert set(waiting) <= set(step.completions), "a decode waited"
         self.cache.run(step)
+        self.note(step)
         for completion, count in zip(step.completions, step.counts, strict=True):
-            if completion.job not in self.seen:
-                self.seen.append(completion.job)
             self.rows[completion.job] = self.rows.get(completion.job, 0) + count
         for completion in list(drawers(step)):
             value = token()
@@ -118,6 +120,9 @@ class Schedules(RuleBasedStateMachine):
             elif completion.num_drawn == completion.job.limit:
                 completion.finish_reason = "length"
         s.commit(step)
+
+    def note(self, step):
+        self.seen += [c.job for c in step.completions if c.job not in self.seen]
 
     @invariant()
     def holds(self):
@@ -145,7 +150,7 @@ class Schedules(RuleBasedStateMachine):
 
 
 TestSchedules = Schedules.TestCase
-TestSchedules.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestSchedules.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 
 
 def finish_step(scheduler: Scheduler, step: Step, token: int = 5) -> None:
