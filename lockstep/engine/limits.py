@@ -95,7 +95,7 @@ class Limits:
 
     def _check_stops(self, who: str, request: Request) -> None:
         stop = request.params.stop
-        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        if not all(isinstance(text, str) and text for text in stop):
             do = 'Write stop=("text",) with strings that are not empty'
             raise _refused(who, "stop is a tuple of strings", repr(stop), "no empty string", do)
         outside = [i for i in request.params.stop_token_ids if not 0 <= i < self.vocab_size]
