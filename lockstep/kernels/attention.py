@@ -8,7 +8,7 @@ row count is a multiple of 4, where the GEMM's bits do not depend on it (the sta
 row does not see adds exactly zero. So decode (one row), a prefill chunk and a packed training batch agree.
 
 Letters: T packed rows, H query heads, K kv heads, G = H / K, D head dim, B = KEY_BLOCK, N blocks of the cache,
-X tiles, R rows of a tile, J block columns, S sequences, L longest sequence.
+X tiles, R rows of a tile, J block columns, S segments, Q their rows, L their keys.
 """
 
 from __future__ import annotations
@@ -124,37 +124,79 @@ def _walk(q_THD: Tensor, k_NKBD: Tensor, v_NKBD: Tensor, tiles: Tiles, scale: fl
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Packing:
-    """Whole sequences laid end to end, for training."""
+class Segment:
+    """Consecutive packed rows and what they see: `keys` int64 are packed rows by position, the last `count` its own.
 
-    lengths: tuple[int, ...]
+    Segments may share keys: the completions of one prompt all see the prompt's rows, which are packed once.
+    """
+
+    keys: np.ndarray
+    count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Segments of about equal length, padded to a rectangle for the backward pass. Q rows, L keys of a segment."""
+
+    queries_SQ: Tensor  # packed row (padding repeats a row; `hidden_SQL` masks it)
+    keys_SL: Tensor  # packed row of each key, padded likewise
+    hidden_SQL: Tensor  # key j is not seen by query i, or one of them is padding
+    own: Tensor  # flat indices [S * Q] of the queries that are not padding
+    rows: Tensor  # their packed rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packing:
+    """Segments laid end to end, for training."""
+
     tiles: Tiles
-    source_NB: Tensor  # packed row whose key fills a slot of block n; past the end of a sequence its last row (masked)
-    source_SL: Tensor  # packed row at each position of each sequence, padded likewise
-    place_T: Tensor  # where packed row t lies in the flattened [S, L]
+    source_NB: Tensor  # packed row whose key fills a slot of block n; past the end of a segment its last row (masked)
+    blocks: tuple[Block, ...]
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: str | torch.device = "cpu") -> Packing:
-        """Plan the attention of sequences of these lengths, packed in this order."""
-        L = -(-max(lengths) // KEY_BLOCK) * KEY_BLOCK
-        size = np.asarray(lengths)
-        first = np.concatenate(([0], np.cumsum(size)[:-1]))
-        position = np.minimum(np.arange(L)[None, :], size[:, None] - 1)
-        source = first[:, None] + position
-        real = np.arange(L)[None, :] < size[:, None]
-        columns = L // KEY_BLOCK
-        tables = [range(s * columns, (s + 1) * columns) for s in range(len(size))]
-        return cls(
-            tuple(int(n) for n in lengths),
-            plan_tiles([0] * len(size), lengths, tables, PREFILL_TILE, device),
-            torch.from_numpy(source.reshape(-1, KEY_BLOCK)).to(device),
-            torch.from_numpy(source).to(device),
-            torch.from_numpy(np.flatnonzero(real)).to(device),
-        )
+        """Plan the attention of whole sequences of these lengths, packed in this order."""
+        first = np.concatenate(([0], np.cumsum(lengths)))
+        return cls.of_segments([Segment(first[s] + np.arange(n), n) for s, n in enumerate(lengths)], device)
+
+    @classmethod
+    def of_segments(cls, segments: Sequence[Segment], device: str | torch.device = "cpu") -> Packing:
+        """Plan the attention of segments whose own rows are packed in this order."""
+        starts, counts, tables, sources, blocks_used = [], [], [], [], 0
+        for segment in segments:
+            whole = -(-len(segment.keys) // KEY_BLOCK)
+            tables.append(range(blocks_used, blocks_used + whole))
+            blocks_used += whole
+            padded = np.minimum(np.arange(whole * KEY_BLOCK), len(segment.keys) - 1)
+            sources.append(segment.keys[padded].reshape(whole, KEY_BLOCK))
+            starts.append(len(segment.keys) - segment.count)
+            counts.append(segment.count)
+        tiles = plan_tiles(starts, counts, tables, PREFILL_TILE, device)
+        by_size: dict[int, list[Segment]] = {}
+        for segment in segments:
+            by_size.setdefault(-(-segment.count // PREFILL_TILE), []).append(segment)
+        blocks = tuple(_block(group, device) for group in by_size.values())
+        return cls(tiles, torch.from_numpy(np.concatenate(sources)).to(device), blocks)
+
+
+def _block(segments: Sequence[Segment], device: str | torch.device) -> Block:
+    counts = np.array([segment.count for segment in segments])
+    lengths = np.array([len(segment.keys) for segment in segments])
+    query, key = np.arange(counts.max()), np.arange(lengths.max())
+    keys = np.stack([s.keys[np.minimum(key, len(s.keys) - 1)] for s in segments])
+    queries = np.stack([s.keys[len(s.keys) - s.count :][np.minimum(query, s.count - 1)] for s in segments])
+    real = query[None, :] < counts[:, None]
+    seen = key[None, None, :] <= (lengths - counts)[:, None, None] + query[None, :, None]
+    own = np.flatnonzero(real)
+
+    def move(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Block(move(queries), move(keys), move(~(seen & real[:, :, None])), move(own), move(queries.ravel()[own]))
 
 
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, packing: Packing, scale: float) -> Tensor:
-    """Causal attention within each packed sequence -> [T, H, D]; differentiable; bits of `paged_attention`."""
+    """Causal attention of each segment over its keys -> [T, H, D]; differentiable; bits of `paged_attention`."""
     return _PackedAttention.apply(q_THD, k_TKD, v_TKD, packing, scale)
 
 
@@ -171,40 +213,39 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Dense per sequence, weights rebuilt from the log-normaliser (Dao et al. 2022, arXiv:2205.14135)."""
+        """Dense per segment, weights rebuilt from the log-normaliser (Dao et al. 2022, arXiv:2205.14135)."""
         q_THD, k_TKD, v_TKD, out_THD, normaliser_TH = ctx.saved_tensors
         packing: Packing = ctx.packing
         K = k_TKD.shape[1]
         grad_THD = grads[0].float()
         delta_TH = (grad_THD * out_THD.float()).sum(-1)
-        q, grad = (_by_head(x, packing, K) for x in (q_THD.float(), grad_THD))
-        k, v = (_by_head(x.float(), packing, K) for x in (k_TKD, v_TKD))
-        normaliser, delta = (_by_head(x[..., None], packing, K) for x in (normaliser_TH, delta_TH))
-        S, L = packing.source_SL.shape
-        G = q_THD.shape[1] // K
-        position = torch.arange(L, device=q.device)
-        hidden = (position[None, :] > position[:, None]).repeat_interleave(G, dim=0)  # rows are (position, group)
-        size = torch.tensor(packing.lengths, device=q.device).repeat_interleave(K)
-        unused = (position[None, :] >= size[:, None]).repeat_interleave(G, dim=1)  # padding rows carry no gradient
-        weights = torch.bmm(q, k.transpose(1, 2)).mul_(ctx.scale).sub_(normaliser).exp_()
-        weights.masked_fill_(hidden[None], 0.0).masked_fill_(unused[:, :, None], 0.0)
-        grad_v = torch.bmm(weights.transpose(1, 2), grad)
-        grad_scores = weights.mul_(torch.bmm(grad, v.transpose(1, 2)).sub_(delta)).mul_(ctx.scale)
-        grad_q = torch.bmm(grad_scores, k)
-        grad_k = torch.bmm(grad_scores.transpose(1, 2), q)
-        back = (_by_token(g, packing, S, K) for g in (grad_q, grad_k, grad_v))
-        return (*(g.to(q_THD.dtype) for g in back), None, None)
+        grad_q = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
+        grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k_TKD, v_TKD))
+        for block in packing.blocks:
+            G = q_THD.shape[1] // K
+            q, grad = (_by_head(x, block.queries_SQ, K).float() for x in (q_THD, grad_THD))
+            k, v = (_by_head(x, block.keys_SL, K).float() for x in (k_TKD, v_TKD))
+            normaliser, delta = (_by_head(x[..., None], block.queries_SQ, K) for x in (normaliser_TH, delta_TH))
+            hidden = block.hidden_SQL.repeat_interleave(G, dim=1).repeat_interleave(K, dim=0)
+            weights = torch.bmm(q, k.transpose(1, 2)).mul_(ctx.scale).sub_(normaliser).exp_().masked_fill_(hidden, 0.0)
+            slope_v = torch.bmm(weights.transpose(1, 2), grad)
+            slope = weights.mul_(torch.bmm(grad, v.transpose(1, 2)).sub_(delta)).mul_(ctx.scale)
+            grad_q[block.rows] = _by_row(torch.bmm(slope, k), block.queries_SQ, K)[block.own]
+            into = block.keys_SL.flatten()
+            grad_k.index_add_(0, into, _by_row(torch.bmm(slope.transpose(1, 2), q), block.keys_SL, K))
+            grad_v.index_add_(0, into, _by_row(slope_v, block.keys_SL, K))
+        return (*(g.to(q_THD.dtype) for g in (grad_q, grad_k, grad_v)), None, None)
 
 
-def _by_head(x_THD: Tensor, packing: Packing, K: int) -> Tensor:
-    """[T, K*G, D] -> [S*K, L*G, D], rows ordered (position, group)."""
-    S, L = packing.source_SL.shape
+def _by_head(x_THD: Tensor, rows_SQ: Tensor, K: int) -> Tensor:
+    """[T, K*G, D] -> [S*K, Q*G, D], rows ordered (position, group)."""
+    S, Q = rows_SQ.shape
     D = x_THD.shape[-1]
-    return x_THD[packing.source_SL].view(S, L, K, -1, D).transpose(1, 2).reshape(S * K, -1, D)
+    return x_THD[rows_SQ].view(S, Q, K, -1, D).transpose(1, 2).reshape(S * K, -1, D)
 
 
-def _by_token(x: Tensor, packing: Packing, S: int, K: int) -> Tensor:
-    """[S*K, L*G, D] -> [T, K*G, D]."""
+def _by_row(x: Tensor, rows_SQ: Tensor, K: int) -> Tensor:
+    """[S*K, Q*G, D] -> [S*Q, K*G, D]."""
+    S, Q = rows_SQ.shape
     D = x.shape[-1]
-    L = packing.source_SL.shape[1]
-    return x.view(S, K, L, -1, D).transpose(1, 2).reshape(S * L, -1, D)[packing.place_T]
+    return x.view(S, K, Q, -1, D).transpose(1, 2).reshape(S * Q, -1, D)

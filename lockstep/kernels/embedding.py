@@ -1,7 +1,7 @@
 """Rows of the embedding table; gradients of repeated tokens are summed in fp32, in the order of the batch.
 
-In: table [V, E], ids [T]. Out: rows [T, E]. (torch sums them in the table's dtype: a token that occurs 64 times in a bf16
-batch would lose the smaller addends.)
+In: table [V, E], ids [T]. Out: rows [T, E]. (torch sums them in the table's dtype, in which a
+token that occurs 64 times would lose the smaller addends.)
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ In: rollouts of one contract with one advantage each. Out: microbatches of whole
     fed         p0 p1 p2 c0
     rows              2  3          targets  c0 c1
 
+Completions of one prompt share its rows, which are packed (and computed) once.
+
 Letters: T packed tokens, N target tokens, R rollouts of the batch.
 """
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from lockstep import numerics
 from lockstep.core import Contract, Rollout, Support
 from lockstep.errors import ContractError, InputError, message
+from lockstep.kernels.attention import Segment
 
 Normalize = Literal["token", "sequence"]
 Sequences = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -34,7 +37,7 @@ class Packed:
     """What a forward needs: sequences laid end to end, and which packed row predicts which target."""
 
     index: tuple[int, ...]  # which of the caller's sequences these are, in packing order
-    lengths: tuple[int, ...]  # rows of each sequence; their sum is T
+    segments: tuple[Segment, ...]  # what each prompt and each completion sees; their own rows are all of T
     ids_T: Tensor
     positions_T: Tensor
     rows_N: Tensor  # packed row whose hidden state predicts the target
@@ -123,7 +126,7 @@ class Batch:
         return [
             self._microbatch(pack(sequences(self.rollouts), chosen, device))
             for part in parts
-            for chosen in plan(self.rollouts, part, max_tokens)
+            for chosen in plan(sequences(self.rollouts), part, max_tokens)
         ]
 
     def minibatches(self, n: int, seed: int, step: int) -> list[Batch]:
@@ -164,43 +167,55 @@ def sequences(rollouts: Sequence[Rollout]) -> Sequences:
     return [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
 
 
-def plan(rollouts: Sequence[Rollout], chosen: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Cut `chosen` into runs whose packed rows fit the budget; a longer sequence is alone."""
-    lengths = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].token_ids) - 1 for i in chosen}
-    return plan_lengths(lengths, max_tokens)
-
-
-def plan_lengths(lengths: dict[int, int], max_tokens: int) -> Iterator[list[int]]:
-    """Keys of `lengths` in order, cut where the next one would not fit."""
+def plan(pairs: Sequences, chosen: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Cut `chosen` into runs whose packed rows fit the budget; a longer sequence is alone. A prompt counts once."""
     run: list[int] = []
+    prompts: set[bytes] = set()
     used = 0
-    for i, length in lengths.items():
-        if run and used + length > max_tokens:
+    for i in chosen:
+        prompt, completion = pairs[i]
+        name, own = np.asarray(prompt, np.int64).tobytes(), len(completion) - 1
+        cost = own if name in prompts else own + len(prompt)
+        if run and used + cost > max_tokens:
             yield run
-            run, used = [], 0
+            run, prompts, used, cost = [], set(), 0, own + len(prompt)
         run.append(i)
-        used += length
+        prompts.add(name)
+        used += cost
     if run:
         yield run
 
 
 def pack(pairs: Sequences, chosen: Sequence[int], device: str | torch.device = "cpu") -> Packed:
-    """Lay the `chosen` sequences end to end. This is where tokens are shifted, and nowhere else."""
-    prompts, completions = zip(*(pairs[i] for i in chosen), strict=True)
-    ids = [np.concatenate((p, c[:-1])) for p, c in zip(prompts, completions, strict=True)]
-    lengths = [len(sequence) for sequence in ids]
-    first = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    counts = [len(c) for c in completions]
-    rows = [at + len(p) - 1 + np.arange(n) for at, p, n in zip(first, prompts, counts, strict=True)]
+    """Lay the `chosen` sequences end to end, equal prompts once. This is where tokens are shifted, and nowhere else."""
+    places: dict[bytes, np.ndarray] = {}
+    segments, ids, positions, rows = [], [], [], []
+    used = 0
+    for i in chosen:
+        prompt, completion = (np.asarray(part, np.int64) for part in pairs[i])
+        name = prompt.tobytes()
+        if name not in places:
+            places[name] = used + np.arange(len(prompt))
+            segments.append(Segment(places[name], len(prompt)))
+            ids.append(prompt)
+            positions.append(np.arange(len(prompt)))
+            used += len(prompt)
+        own = used + np.arange(len(completion) - 1)
+        if len(own):
+            segments.append(Segment(np.concatenate((places[name], own)), len(own)))
+            ids.append(completion[:-1])
+            positions.append(len(prompt) + np.arange(len(own)))
+            used += len(own)
+        rows.append(np.concatenate((places[name][-1:], own)))
     columns = (
         np.concatenate(ids),
-        np.concatenate([np.arange(n) for n in lengths]),
+        np.concatenate(positions),
         np.concatenate(rows),
-        np.concatenate(completions),
-        np.repeat(np.arange(len(chosen)), counts),
+        np.concatenate([np.asarray(pairs[i][1], np.int64) for i in chosen]),
+        np.repeat(np.arange(len(chosen)), [len(row) for row in rows]),
     )
-    moved = (torch.from_numpy(column.astype(np.int64)).to(device) for column in columns)
-    return Packed(tuple(chosen), tuple(lengths), *moved)
+    ids_T, positions_T, rows_N, targets_N, sequence_N = (torch.from_numpy(column).to(device) for column in columns)
+    return Packed(tuple(chosen), tuple(segments), ids_T, positions_T, rows_N, targets_N, sequence_N)
 
 
 def join_support(rollouts: Sequence[Rollout]) -> Support | None:

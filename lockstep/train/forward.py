@@ -34,7 +34,7 @@ class Forward:
 
     def logprobs(self, params: Mapping[str, Tensor], packed: Packed, targets: Targets) -> tuple[Tensor, Tensor]:
         """Logprobs (differentiable) and entropies (not) of the targets, fp32 [N], in nats."""
-        packing, scale = Packing.of(packed.lengths, packed.ids_T.device), decoder.attention_scale(self.arch)
+        packing, scale = Packing.of_segments(packed.segments, packed.ids_T.device), decoder.attention_scale(self.arch)
 
         def attention(_layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
             return packed_attention(q_THD, k_TKD, v_TKD, packing, scale)

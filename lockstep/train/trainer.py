@@ -99,7 +99,7 @@ class Trainer:
         with torch.no_grad():
             for contract, members in by_contract.items():
                 mine = replace(contract, weight_versions=(self.version.number,))
-                for chosen in batches.plan(rollouts, members, budget):
+                for chosen in batches.plan(batches.sequences(rollouts), members, budget):
                     packed = batches.pack(batches.sequences(rollouts), chosen, self.device)
                     support = batches.join_support([rollouts[i] for i in chosen])
                     targets = Targets(packed.targets_N, contract.temperature, support)
@@ -168,8 +168,7 @@ class Trainer:
             self.forward.require_ids(f"example ({i})", prompt, answer)
         self.optimizer.zero()
         tokens, total = sum(len(answer) for _, answer in pairs), 0.0
-        lengths = {i: len(prompt) + len(answer) - 1 for i, (prompt, answer) in enumerate(pairs)}
-        for chosen in batches.plan_lengths(lengths, self.config.train.max_tokens_per_microbatch):
+        for chosen in batches.plan(pairs, range(len(pairs)), self.config.train.max_tokens_per_microbatch):
             packed = batches.pack(pairs, chosen, self.device)
             logprobs_N, _ = self.forward.logprobs(self._leaves, packed, Targets(packed.targets_N, 1.0))
             loss = -logprobs_N.sum() / tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from torch import Tensor
 from lockstep.kernels.attention import (
     KEY_BLOCK,
     Packing,
+    Segment,
     packed_attention,
     paged_attention,
     plan_tiles,
@@ -102,6 +104,27 @@ def test_chunks_decode_pages_and_packing_give_the_same_bits(
     assert torch.equal(packed, _paged(qkv, lengths, cuts, tile, seed))
     alone = packed_attention(*(x[-lengths[-1] :] for x in qkv), Packing.of(lengths[-1:]), 0.3)
     assert torch.equal(packed[-lengths[-1] :], alone)
+
+
+def test_a_shared_prefix_gives_the_bits_and_the_gradients_of_its_copies() -> None:
+    """Three continuations of one prefix, packed with the prefix once and with a copy each."""
+    heads, scale, prefix, tails = (9, 3, 16), 0.25, 21, [5, 1, 18]
+    q, k, v = (x.requires_grad_() for x in _random(prefix + sum(tails), heads, torch.float32, 5))
+    own = torch.arange(prefix, prefix + sum(tails)).split(tails)
+    shared = [Segment(np.arange(prefix), prefix)]
+    shared += [Segment(np.concatenate((np.arange(prefix), rows.numpy())), len(rows)) for rows in own]
+    out = packed_attention(q, k, v, Packing.of_segments(shared), scale)
+    copies = torch.cat([torch.cat((torch.arange(prefix), rows)) for rows in own])
+    apart = packed_attention(q[copies], k[copies], v[copies], Packing.of([prefix + n for n in tails]), scale)
+    assert torch.equal(out[copies], apart)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    mine = torch.autograd.grad(out, (q, k, v), upstream)
+    kept = torch.zeros(len(copies), 1, 1)  # the prefix's own rows count once, not once a copy
+    first = torch.cat([torch.arange(len(copies)) >= prefix]) & (copies < prefix)
+    kept[~first] = 1.0
+    theirs = torch.autograd.grad(apart, (q, k, v), upstream[copies] * kept)
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_a_sequence_does_not_see_its_neighbour() -> None:

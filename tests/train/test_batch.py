@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lockstep.core import Contract, Logprobs, Provenance, SamplingParams, Support
 from lockstep.errors import ContractError, InputError
-from lockstep.train.batch import Batch, join_support, pack, plan_lengths, sequences
+from lockstep.train.batch import Batch, join_support, pack, plan, sequences
 
 
 def test_the_example_of_the_drawing(make):
@@ -24,7 +24,24 @@ def test_the_example_of_the_drawing(make):
     assert packed.rows_N.tolist() == [2, 3, 4, 5, 6]
     assert packed.targets_N.tolist() == [20, 21, 22, 23, 24]
     assert packed.sequence_N.tolist() == [0, 0, 1, 1, 1]
-    assert packed.lengths == (4, 3)
+    assert [(s.keys.tolist(), s.count) for s in packed.segments] == [
+        ([0, 1, 2], 3),
+        ([0, 1, 2, 3], 1),
+        ([4], 1),
+        ([4, 5, 6], 2),
+    ]
+
+
+def test_equal_prompts_are_packed_once(make):
+    pairs = sequences(
+        [make.rollout((10, 11), (20, 21)), make.rollout((10, 11), (30,)), make.rollout((10, 11), (40, 41))]
+    )
+    packed = pack(pairs, [0, 1, 2])
+    assert packed.ids_T.tolist() == [10, 11, 20, 40]
+    assert packed.positions_T.tolist() == [0, 1, 2, 2]
+    assert packed.rows_N.tolist() == [1, 2, 1, 1, 3]
+    assert packed.targets_N.tolist() == [20, 21, 30, 40, 41]
+    assert [s.keys.tolist() for s in packed.segments] == [[0, 1], [0, 1, 2], [0, 1, 3]]
 
 
 def test_a_completion_of_one_token_feeds_the_prompt_only(make):
@@ -41,27 +58,25 @@ shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7), st.sampled_fro
 def test_every_token_is_a_target_once_and_its_row_is_the_one_before(make, shapes, budget, normalize):
     draw = np.random.default_rng(len(shapes))
     rollouts = [
-        make.rollout(draw.integers(0, 99, p), draw.integers(0, 99, c), name=str(i))
+        make.rollout(np.arange(p), draw.integers(0, 99, c), name=str(i))  # prompts of one length are equal
         for i, (p, c, _) in enumerate(shapes)
     ]
     batch = Batch.of(rollouts, [a for _, _, a in shapes], normalize)
     seen, weights = [], 0.0
     for micro in batch.microbatches(budget):
         packed = micro.packed
-        assert sum(packed.lengths) == len(packed.ids_T)
+        assert sum(segment.count for segment in packed.segments) == len(packed.ids_T)
         assert len(packed.ids_T) <= budget or len(packed.index) == 1
         rows = packed.split(np.arange(micro.num_targets))
-        first = np.concatenate(([0], np.cumsum(packed.lengths)))
+        seen_by = {int(row): s.keys[: len(s.keys) - s.count + i + 1] for s in packed.segments
+                   for i, row in enumerate(s.keys[-s.count :])}  # fmt: skip
         for s, i in enumerate(packed.index):
             whole = [*rollouts[i].prompt_ids, *rollouts[i].token_ids]
-            fed = packed.ids_T[first[s] : first[s + 1]].tolist()
-            assert fed == whole[:-1]
-            assert packed.positions_T[first[s] : first[s + 1]].tolist() == list(range(len(fed)))
             assert packed.targets_N[rows[s]].tolist() == list(rollouts[i].token_ids)
-            before = packed.positions_T[packed.rows_N[rows[s]]].tolist()
-            assert before == [len(rollouts[i].prompt_ids) - 1 + k for k in range(len(rollouts[i].token_ids))]
-            assert (packed.rows_N[rows[s]] >= first[s]).all()
-            assert (packed.rows_N[rows[s]] < first[s + 1]).all()
+            for k, row in enumerate(packed.rows_N[rows[s]].tolist()):
+                context = seen_by[row]
+                assert packed.ids_T[context].tolist() == whole[: len(rollouts[i].prompt_ids) + k]
+                assert packed.positions_T[context].tolist() == list(range(len(context)))
             assert micro.advantages_N[rows[s]].tolist() == [shapes[i][2]] * len(rows[s])
         assert micro.has_signal == any(shapes[i][2] != 0 for i in packed.index)
         seen += packed.index
@@ -99,14 +114,18 @@ def test_the_sampler_s_logprobs_stay_with_their_tokens(make):
     assert all(m.sampler_logprobs_N.dtype is torch.float32 for m in micros)
 
 
-@given(lengths=st.lists(st.integers(1, 30), min_size=1), budget=st.integers(1, 50))
-def test_a_plan_is_ordered_whole_and_greedy(lengths, budget):
-    runs = list(plan_lengths(dict(enumerate(lengths)), budget))
-    assert [i for run in runs for i in run] == list(range(len(lengths)))
+@given(shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), min_size=1), budget=st.integers(1, 50))
+def test_a_plan_is_ordered_whole_and_greedy(shapes, budget):
+    pairs = [(np.arange(p), np.arange(c)) for p, c in shapes]
+    runs = list(plan(pairs, range(len(pairs)), budget))
+    assert [i for run in runs for i in run] == list(range(len(pairs)))
+
+    def size(chosen):
+        return len(pack(pairs, chosen).ids_T)
+
     for run, following in zip(runs, [*runs[1:], None], strict=True):
-        used = sum(lengths[i] for i in run)
-        assert used <= budget or len(run) == 1
-        assert following is None or used + lengths[following[0]] > budget
+        assert size(run) <= budget or len(run) == 1
+        assert following is None or size([*run, following[0]]) > budget
 
 
 @given(count=st.integers(1, 20), n=st.integers(1, 20), step=st.integers(0, 5))

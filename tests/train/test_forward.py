@@ -23,7 +23,8 @@ def test_a_token_has_the_same_bits_in_any_packing(make, dtype, head, family):
     forward = Forward(arch, dtype, head)
     params = {n: p.to(getattr(torch, dtype)) for n, p in initial_parameters(arch, 1).items()}
     draw = np.random.default_rng(0)
-    pairs = sequences([make.rollout(draw.integers(0, 40, 1 + 9 * i), draw.integers(0, 40, 1 + i)) for i in range(5)])
+    prompts = [draw.integers(0, 40, 1 + 9 * i) for i in (0, 1, 2, 2, 2)]  # the last three share their rows
+    pairs = sequences([make.rollout(prompts[i], draw.integers(0, 40, 1 + i)) for i in range(5)])
 
     def score(chosen):
         packed = pack(pairs, chosen)
