@@ -29,8 +29,10 @@ check: $(READY) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Tests are small: a process per core with one thread each is several times faster than all threads on one test. Those
+# about threads set their number themselves, and the whole runs of test-slow use every core.
 test: check ## check, then the fast tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8
 
 test-slow: $(READY) ## whole runs: killed and resumed, both recipes
 	$(BIN)/python -m pytest -q -m slow
