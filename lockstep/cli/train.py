@@ -73,8 +73,7 @@ def train(
 
 def _train(config: RunConfig, directory: Path, mode: Mode) -> int:
     from lockstep.cli.progress import ProgressBars
-    from lockstep.cli.report import ReportAtEnd
-    from lockstep.dashboard import live
+    from lockstep.dashboard import live, report
 
     with RunDirectory.start(directory, config, resume=mode.resume) as run:
         from lockstep.pipeline import Loop, assemble  # torch, only when it is clear that there is something to do
@@ -83,7 +82,7 @@ def _train(config: RunConfig, directory: Path, mode: Mode) -> int:
             parts = assemble(config, bars.update)
         console = Console(stderr=mode.json)
         with live.view(console, plain=mode.plain, silent=mode.json) as view:
-            page = ReportAtEnd(run, parts.model.tokenizer.decode)
+            page = report.ReportObserver(run, parts.model.tokenizer.decode)
             observers: list[Observer] = [page, view] if "html" in config.report_to else [view]
             summary = Loop(parts, run, Observers(observers)).run()
     if mode.json:

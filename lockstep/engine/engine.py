@@ -28,6 +28,7 @@ from lockstep.engine.scheduler import Scheduler
 from lockstep.engine.text import StopText
 from lockstep.engine.weights import Weights
 from lockstep.errors import InputError, message
+from lockstep.kernels.allocator import keep_freed_memory
 from lockstep.models import Model
 from lockstep.models.checkpoint import digest, read_parameters
 
@@ -66,6 +67,7 @@ class Engine:
         Raises `ConfigError` for settings that leave no room for a page or exceed the model's context, and what
         `update_weights` raises.
         """
+        keep_freed_memory()
         self.model = model
         self.config = config or EngineConfig()
         dtype = _DTYPES[self.config.dtype]

@@ -39,7 +39,7 @@ def sample(logits_NV: Tensor, params: Sequence[SamplingParams], uniforms: Sequen
     uniform = torch.tensor(uniforms, dtype=torch.float32, device=device)[:, None]
     drawn = torch.searchsorted(cumulative, uniform * total, right=True)
     last = torch.searchsorted(cumulative, total)  # the last id with any mass: u * total may round up to total
-    ids = torch.minimum(drawn, last)[:, 0]
+    ids = torch.minimum(drawn, last).clamp_(max=logits_NV.shape[1] - 1)[:, 0]  # NaN logits give V; their logprob tells
     greedy = torch.tensor([p.greedy for p in params], device=device)
     if greedy.any():
         ids = torch.where(greedy, logits_NV.argmax(-1), ids)

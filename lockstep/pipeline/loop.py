@@ -21,6 +21,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from lockstep.core import Decision, Request, Rollout, SamplingParams, Task
 from lockstep.errors import GateRefused, Interrupted, StageError, message
 from lockstep.models.checkpoint import write_model
@@ -240,8 +242,8 @@ class Loop:
             **{name: sum(values) / len(values) if values else None for name, values in ends.items()},
             "accuracy_before": accuracies.get(0),
             "accuracy_after": accuracies[max(accuracies)] if accuracies and max(accuracies) > 0 else None,
-            "parity_max": max((line["parity/max"] for line in lines), default=None),
-            "parity_tokens": sum(int(line["parity/num_tokens"]) for line in lines),
+            "parity_max": float(np.max([line["parity/max"] for line in lines])) if lines else None,  # NaN stays NaN
+            "parity_tokens": int(sum(line["parity/num_tokens"] for line in lines)),
             "gated": self._config.parity.gate,
             "peak_memory_gb": peak_memory_gb(),
             "weights": str(self._run.weights(self._done)) if outcome == "finished" else None,

@@ -68,12 +68,13 @@ def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def merge_steps(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Metrics of the optimizer steps of one batch, weighted by their tokens; seconds are added."""
+    """Metrics of the optimizer steps of one batch, weighted by their tokens; seconds and counts are added."""
     tokens = sum(count for count, _ in parts)
     merged: dict[str, float] = {}
     for count, metrics in parts:
         for name, value in metrics.items():
-            share = value if name.startswith("time/") else value * count / tokens
+            added = name.startswith("time/") or name == "groups_without_signal"
+            share = value if added else value * count / tokens
             merged[name] = merged.get(name, 0.0) + share
     return merged
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from lockstep.config import RunConfig
 from lockstep.core import Contract, Decision, Logprobs, Rollout, WeightVersion
 from lockstep.errors import GateRefused, InputError, ModelError, NumericsError, message
+from lockstep.kernels.allocator import keep_freed_memory
 from lockstep.kernels.head import Targets
 from lockstep.models import Model
 from lockstep.models.checkpoint import digest
@@ -64,6 +65,7 @@ class Trainer:
     def __init__(
         self, model: Model, params: Mapping[str, Tensor], config: RunConfig, device: str | torch.device = "cpu"
     ) -> None:
+        keep_freed_memory()
         self.model, self.config, self.device = model, config, torch.device(device)
         self.forward = Forward(model.arch, config.engine.dtype, config.engine.head_dtype)
         self.forward.require_parameters(params)
