@@ -22,7 +22,7 @@ train: $(READY) ## RL on SmolLM2-135M (pulled once, 93 MB), parity gated at ever
 	$(BIN)/lockstep train --config recipes/smollm2-add.toml $(ARGS)
 
 tiny: $(READY) ## the whole loop in about a minute on a model built on the spot
-	OMP_NUM_THREADS=1 $(BIN)/lockstep train --config recipes/tiny.toml $(ARGS)
+	$(BIN)/lockstep train --config recipes/tiny.toml $(ARGS)
 
 check: $(READY) ## lint, format, types
 	$(BIN)/ruff check .

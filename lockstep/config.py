@@ -72,12 +72,12 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimConfig(Section):
     """AdamW over fp32 master weights."""
 
-    lr: float = Field(default=1e-5, ge=0)
+    lr: float = Field(default=1e-5, ge=0, description="learning rate after the warm-up")
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="of matrices; norms and biases have none")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="global norm to which gradients are clipped")
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the rate rises linearly")
 
 
 class LossConfig(Section):
@@ -99,9 +99,7 @@ class TrainConfig(Section):
     """How a batch goes through the trainer."""
 
     num_minibatches: int = Field(default=1, ge=1, description="optimizer steps per batch of rollouts")
-    max_tokens_per_microbatch: int = Field(
-        default=2048, ge=8, description="bounds activation memory; changes no result bar"
-    )
+    max_tokens_per_microbatch: int = Field(default=2048, ge=8, description="bounds activation memory")
     checkpoint_every: int = Field(default=20, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
 
@@ -142,9 +140,9 @@ class RunConfig(Section):
 
     model: str = Field(default="smollm2", description="a name from `lockstep models list`, or an HF directory")
     task: TaskConfig = TaskConfig()
-    max_steps: int = Field(default=40, ge=1)
-    num_prompts_per_step: int = Field(default=8, ge=1)
-    num_generations: int = Field(default=8, ge=2)
+    max_steps: int = Field(default=40, ge=1, description="batches of rollouts to train on")
+    num_prompts_per_step: int = Field(default=8, ge=1, description="problems in a batch")
+    num_generations: int = Field(default=8, ge=2, description="rollouts of each problem; they form its group")
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     optim: OptimConfig = OptimConfig()
@@ -154,8 +152,9 @@ class RunConfig(Section):
     parity: ParityConfig = ParityConfig()
     pipeline: PipelineConfig = PipelineConfig()
     eval: EvalConfig = EvalConfig()
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    device: str = "cpu"
+    seed: int = Field(default=0, ge=0, lt=2**63, description="keys every random draw, with the request and position")
+    device: str = Field(default="cpu", description="what torch calls it: cpu, cuda, cuda:1")
+    threads: int = Field(default=0, ge=0, description="of torch; 0: its default. 1 is faster for tiny models")
     output_dir: str = Field(default="", description="empty: runs/<name of the first config file>")
     report_to: tuple[Literal["html"], ...] = ("html",)
 

@@ -20,8 +20,8 @@ from lockstep import numerics
 from lockstep.core import Support
 from lockstep.kernels.linear import linear
 
-CHUNK = 256
-"""Rows worked on at once: 50 MB of fp32 logits at a vocabulary of 49,152. A multiple of ROW_ALIGNMENT."""
+CHUNK = 128
+"""Rows worked on at once: 25 MB of fp32 logits at a vocabulary of 49,152. A multiple of ROW_ALIGNMENT."""
 
 
 def head_logits(hidden_NE: Tensor, weight_VE: Tensor) -> Tensor:

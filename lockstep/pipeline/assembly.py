@@ -47,6 +47,8 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
     Raises `InputError` and `ModelError` for anything the user can mend, `NumericsError` if rows are not invariant here.
     """
     _require_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     tasks = load_tasks(config.task, config.seed)
     check = checks.find(tasks.check)
     rewarder = load_reward(config.task.reward, check)

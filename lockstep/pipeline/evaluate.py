@@ -1,4 +1,4 @@
-"""Greedy accuracy on problems that were never trained on.
+"""Accuracy on problems that were never trained on.
 
 In: an engine, tasks, their check. Out: the fraction of passes, with the counts of what could not be decided.
 """
@@ -27,9 +27,8 @@ class Accuracy:
         return self.passed / self.total
 
 
-def accuracy(model: Model, tasks: Sequence[Task], check: Check, max_tokens: int, generate: Generate) -> Accuracy:
-    """Answer every task greedily and check the text."""
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+def accuracy(model: Model, tasks: Sequence[Task], check: Check, params: SamplingParams, generate: Generate) -> Accuracy:
+    """Answer every task once, drawn with `params`, and check the text. The same params give the same draws."""
     requests = [
         Request(f"eval/{i}", tuple(model.tokenizer.encode_prompt(task.prompt)), params, task.id)
         for i, task in enumerate(tasks)

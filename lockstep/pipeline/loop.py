@@ -25,6 +25,7 @@ import numpy as np
 
 from lockstep.core import Decision, Request, Rollout, SamplingParams, Task
 from lockstep.errors import GateRefused, Interrupted, StageError, message
+from lockstep.kernels.allocator import give_back_freed_memory
 from lockstep.models.checkpoint import write_model
 from lockstep.pipeline.assembly import Parts
 from lockstep.pipeline.evaluate import accuracy
@@ -40,6 +41,7 @@ from lockstep.trace.run import RunDirectory
 from lockstep.train import checkpoint
 from lockstep.train.batch import Batch
 
+TRIM_EVERY = 4  # steps; a batch of other lengths leaves other gaps in the heap
 WINDOW = 5  # steps over which the summary averages the reward at either end of the run
 
 
@@ -87,6 +89,8 @@ class Loop:
                 self._checkpoint()
                 raise
             self._done += 1
+            if self._done % TRIM_EVERY == 0:
+                give_back_freed_memory()
             last = self._done == config.max_steps
             if last or self._done % config.train.checkpoint_every == 0:
                 self._checkpoint()
@@ -198,19 +202,23 @@ class Loop:
         self._checkpoint()  # so that a run killed before its next one need not warm up again
 
     def _evaluate(self) -> None:
-        """Accuracy on the held-out problems after the steps so far, unless it is known from before a resume."""
+        """Accuracy on the held-out problems, greedy and as in training, unless it is known from before a resume."""
         if any(line["step"] == self._done for line in self._run.evaluations()):
             return
         config, parts = self._config, self._parts
         tasks = parts.tasks.held_out[: config.eval.max_tasks or None]
-        found = accuracy(
-            parts.model, tasks, parts.check, config.sampling.max_tokens, lambda r: self._generate(r, "eval")
+        drawn = SamplingParams(**config.sampling.model_dump(), seed=config.seed)
+        greedy = SamplingParams(temperature=0.0, max_tokens=config.sampling.max_tokens)
+        found, sampled = (
+            accuracy(parts.model, tasks, parts.check, params, lambda requests: self._generate(requests, "eval"))
+            for params in (greedy, drawn)
         )
         metrics = {
             "step": self._done,
             "eval/accuracy": found.value,
             "eval/num_tasks": found.total,
             "eval/num_undecided": found.undecided,
+            "eval/sampled_accuracy": sampled.value,
         }
         self._run.append_evaluation(metrics)
         self._observer.on_step(self._done, metrics)
@@ -231,7 +239,9 @@ class Loop:
 
     def _summary(self, outcome: str, reason: str, seconds: float) -> dict[str, Any]:
         lines = self._run.metrics()
-        accuracies = {line["step"]: line["eval/accuracy"] for line in self._run.evaluations()}
+        evaluations = {line["step"]: line for line in self._run.evaluations()}
+        before, last = evaluations.get(0, {}), evaluations[max(evaluations)] if evaluations else {}
+        after = last if last.get("step") else {}
         rewards = [line["reward"] for line in lines if line["reward"] is not None]
         ends = {"reward_start": rewards[:WINDOW], "reward_end": rewards[-WINDOW:]}
         return {
@@ -240,8 +250,10 @@ class Loop:
             "steps": self._done,
             "seconds": seconds,
             **{name: sum(values) / len(values) if values else None for name, values in ends.items()},
-            "accuracy_before": accuracies.get(0),
-            "accuracy_after": accuracies[max(accuracies)] if accuracies and max(accuracies) > 0 else None,
+            "accuracy_before": before.get("eval/accuracy"),
+            "accuracy_after": after.get("eval/accuracy"),
+            "sampled_accuracy_before": before.get("eval/sampled_accuracy"),
+            "sampled_accuracy_after": after.get("eval/sampled_accuracy"),
             "parity_max": float(np.max([line["parity/max"] for line in lines])) if lines else None,  # NaN stays NaN
             "parity_tokens": int(sum(line["parity/num_tokens"] for line in lines)),
             "gated": self._config.parity.gate,
