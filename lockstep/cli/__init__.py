@@ -29,16 +29,15 @@ app.command("lockstep.cli.doctor:doctor", name="doctor", help="Look at this mach
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave the process with its exit code; a user's mistake is one message, never a traceback."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["train"]:
-        from lockstep.cli.overrides import fold
-
-        given = fold(given)
-    sys.exit(_run(given))
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:
     try:
+        if arguments[:1] == ["train"]:
+            from lockstep.cli.overrides import fold
+
+            arguments = fold(arguments)
         result = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"lockstep: {error} See `lockstep --help` or `lockstep COMMAND --help`.", file=sys.stderr)

@@ -29,7 +29,7 @@ def test_help_needs_no_torch_and_lists_the_commands(lockstep) -> None:
         (["train", "model=tiny", "task.name=reverse", "sampling.max_tokens=4000"], "must fit the context"),
         (["train", "model=tiny", "task.name=reverse", "device=abacus"], "device (abacus)"),
         (["train", "model=tiny", "task.name=reverse", "task.reward=nowhere.f"], "nowhere"),
-        (["sample", "tiny", ""], "a prompt has tokens"),
+        (["sample", "tiny", "", "--raw"], "a prompt has tokens"),
         (["sample", "tiny", "abc", "--temperature", "-1"], "sampling (temperature)"),
         (["sample", "tiny", "a" * 300], "context"),
         (["models", "pull", "gpt5"], "gpt5"),
