@@ -47,12 +47,19 @@ def test_tiny_learns_to_reverse(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_smollm2_learns_to_add(tmp_path, dtype):
-    summary, lines = train(tmp_path / "run", "smollm2-add.toml", f"engine.dtype={dtype}")
+def test_smollm2_learns_to_add(tmp_path):
+    summary, lines = train(tmp_path / "run", "smollm2-add.toml")
     assert_in_lockstep(lines, 40)
     assert summary["reward_start"] <= 0.20
     assert summary["sampled_accuracy_before"] <= 0.20
     assert summary["reward_end"] >= 0.60
     assert summary["sampled_accuracy_after"] >= 0.60
     assert summary["accuracy_after"] >= 0.60 > summary["accuracy_before"]
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_smollm2_is_in_lockstep_in_fp32(tmp_path):
+    """The first steps only: fp32 products take four times as long; `engine.dtype=float32` gives the whole run."""
+    _, lines = train(tmp_path / "run", "smollm2-add.toml", "engine.dtype=float32", "max_steps=5", "eval.max_tasks=8")
+    assert_in_lockstep(lines, 5)
