@@ -13,10 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROW_ALIGNMENT = 8
-"""Rows of a matrix product are padded to a multiple of this. MKL's fp32 GEMM rounds 1-3 rows (and remainders of 4
-under threads) another way; multiples of 4 agree for every shape measured, 8 leaves a margin."""
-
 
 def processed_logits(logits_NV: Tensor, temperature_N: Tensor, keep_NV: Tensor | None = None) -> Tensor:
     """Logits fp32 [N, V] of the distribution that is sampled: divided by T, minus infinity outside the support.

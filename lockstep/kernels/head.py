@@ -21,7 +21,7 @@ from lockstep.core import Support
 from lockstep.kernels.linear import linear
 
 CHUNK = 128
-"""Rows worked on at once: 25 MB of fp32 logits at a vocabulary of 49,152. A multiple of ROW_ALIGNMENT."""
+"""Rows worked on at once: 25 MB of fp32 logits at a vocabulary of 49,152. A multiple of the blocks of `linear`."""
 
 
 def head_logits(hidden_NE: Tensor, weight_VE: Tensor) -> Tensor:

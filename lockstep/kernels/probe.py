@@ -7,20 +7,19 @@ because every promise of parity rests on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lockstep import numerics
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.activation import silu_mul
 from lockstep.kernels.attention import KEY_BLOCK, paged_attention, plan_tiles
-from lockstep.kernels.linear import linear
+from lockstep.kernels.linear import linear, way_of
 from lockstep.kernels.norm import rms_norm
+from lockstep.kernels.threads import thread_counts, using_threads
 
 ROWS = (1, 2, 3, 5, 8, 13, 16, 31, 64)
 TOTAL = 96
@@ -38,7 +37,7 @@ class Subject:
 def invariance_probe(subject: Subject) -> dict[str, str]:
     """Compare every kernel on few rows, any offset, one thread and all, with the same rows among many.
 
-    Returns ``{"linear [960, 576]": "use" | "pad", ...}`` ("use": even unpadded rows agree) and the seconds it took.
+    Returns ``{"linear [960, 576]": how rows are cut, "rms_norm [576]": "use", ...}`` and the seconds it took.
     Raises `NumericsError` naming the first kernel whose bits depend on a row's neighbours.
     """
     started = time.perf_counter()
@@ -48,8 +47,7 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
         x = torch.randn(TOTAL, weight.shape[1], generator=generator).to(weight)
         name = f"linear {list(weight.shape)} {_dtype(weight)}"
         _require(name, lambda rows, w=weight: linear(rows, w), x)
-        bare = _differing(lambda rows, w=weight: F.linear(rows, w), x)
-        findings[name] = "use" if bare is None else "pad"
+        findings[name] = str(way_of(*weight.shape, weight.dtype, weight.device))
     head, body = subject.weights["head"], subject.weights["embedding"]
     vocabulary, width = body.shape
     dtype, device = body.dtype, head.device
@@ -84,8 +82,8 @@ def _require(name: str, kernel: Callable[[Tensor], Tensor], x: Tensor) -> None:
 def _differing(kernel: Callable[[Tensor], Tensor], x: Tensor) -> str | None:
     """The first (rows, offset, threads) whose bits differ from the same rows among all, or None."""
     whole = kernel(x)
-    for threads in dict.fromkeys((1, torch.get_num_threads())):
-        with _threads(threads):
+    for threads in thread_counts():
+        with using_threads(threads):
             for i, rows in enumerate(ROWS):
                 offset = (7 * i) % (x.shape[0] - rows + 1)
                 if not torch.equal(kernel(x[offset : offset + rows].contiguous()), whole[offset : offset + rows]):
@@ -102,8 +100,8 @@ def _attention(subject: Subject, generator: torch.Generator, dtype: torch.dtype,
     k, v = (torch.randn(blocks, K, KEY_BLOCK, D, generator=generator).to(device, dtype) for _ in range(2))
     table = [range(blocks)]
     whole = paged_attention(q, k, v, plan_tiles([0], [length], table, device=device), D**-0.5)
-    for threads in dict.fromkeys((1, torch.get_num_threads())):
-        with _threads(threads):
+    for threads in thread_counts():
+        with using_threads(threads):
             for some in ([length - 1], [0, 17, 30], list(range(length))):
                 tiles = plan_tiles(some, [1] * len(some), table * len(some), device=device)
                 if not torch.equal(paged_attention(q[some], k, v, tiles, D**-0.5), whole[some]):
@@ -122,13 +120,3 @@ def _attention(subject: Subject, generator: torch.Generator, dtype: torch.dtype,
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -77,26 +77,29 @@ class Loop:
         return summary
 
     def _all_steps(self) -> None:
-        config, parts = self._config, self._parts
+        parts = self._parts
         if self._done == 0 and self._saved is None:
             self._warm_start()
-        if self._done == 0:
-            self._evaluate()
-        while self._done < config.max_steps:
-            try:
+        try:
+            while True:
+                if self._evaluation_due():
+                    self._evaluate()
+                if self._done >= self._config.max_steps:
+                    break
                 self._step(self._done + 1)
-            except Interrupted:
-                self._checkpoint()
-                raise
-            self._done += 1
-            if self._done % TRIM_EVERY == 0:
-                give_back_freed_memory()
-            last = self._done == config.max_steps
-            if last or self._done % config.train.checkpoint_every == 0:
-                self._checkpoint()
-            if last or (config.eval.every and self._done % config.eval.every == 0):
-                self._evaluate()
+                self._done += 1
+                if self._done % TRIM_EVERY == 0:
+                    give_back_freed_memory()
+                if self._done >= self._config.max_steps or self._done % self._config.train.checkpoint_every == 0:
+                    self._checkpoint()
+        except Interrupted:
+            self._checkpoint()
+            raise
         write_model(self._run.weights(self._done), parts.trainer.params, parts.model.arch, parts.model)
+
+    def _evaluation_due(self) -> bool:
+        every = self._config.eval.every
+        return self._done in (0, self._config.max_steps) or (every > 0 and self._done % every == 0)
 
     def _step(self, step: int) -> None:
         """One turn of the loop. Until the trainer's step nothing has changed, so an `Interrupted` loses nothing."""

@@ -145,6 +145,30 @@ def test_a_stop_request_ends_at_a_whole_step_and_resumes_to_the_same_weights(
     assert weights_digest(path, 4) == weights_digest(undisturbed, 4)
 
 
+@pytest.mark.parametrize("at", [0, 3, 4])
+def test_a_stop_in_an_evaluation_loses_no_step_and_the_evaluation_is_made_up_for(
+    at: int, run_loop, tiny_config, tmp_path: Path
+) -> None:
+    path, config = tmp_path / "run", tiny_config(eval={"every": 3}, train={"checkpoint_every": 50})
+
+    def stop_in_the_evaluation(parts: Parts, running: Loop) -> None:
+        evaluate = running._evaluate
+
+        def stopped() -> None:
+            running._stop.requested = running._done == at
+            evaluate()
+
+        running._evaluate = stopped  # type: ignore[method-assign]
+
+    with pytest.raises(Interrupted):
+        run_loop(path, config, edit=stop_in_the_evaluation)
+    assert [line["step"] for line in RunDirectory(path).metrics()] == list(range(1, at + 1))
+    _, seen = run_loop(path, config, resume=True)
+    assert [line["step"] for line in RunDirectory(path).evaluations()] == [0, 3, 4]
+    trained = [number for kind, number in seen.events if kind == "step" and number > at]
+    assert sorted(set(trained)) == list(range(at + 1, 5)), "steps before the stop are not done again"
+
+
 def test_steps_after_the_last_checkpoint_are_done_again_to_the_same_bits(
     run_loop, tiny_config, undisturbed: Path, tmp_path: Path
 ) -> None:
