@@ -35,7 +35,8 @@ BLOCKS = (64, 32, 16)
 """Fixed block sizes, the fastest first."""
 
 _SIZES = (8, 16, 24, 32, 40, 64, 72, 96, 128, 136, 200, 256, 512, 1000, 1024, MOST_ROWS)
-_MEASURED_WORK = 2**33  # multiply-adds of one size above which a shape is not measured: 0.1 s on a slow core
+_FEW_SIZES = (8, 24, 64, 128, 256)  # of weights so large that the others would take seconds
+_LARGE = 2**24  # parameters
 _PERIOD = 1024  # rows of weights that are drawn; a larger weight repeats them
 
 
@@ -64,8 +65,7 @@ def way_of(out: int, width: int, dtype: torch.dtype, device: torch.device) -> Wa
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(min(out, _PERIOD), width, generator=generator).to(device, dtype)
     weight = weight.repeat(-(-out // _PERIOD), 1)[:out].contiguous()
-    largest = max(256, min(MOST_ROWS, _MEASURED_WORK // (out * width)))
-    sizes = tuple(size for size in _SIZES if size <= largest)
+    sizes = _SIZES if out * width < _LARGE else _FEW_SIZES
     x = torch.randn(2 * sizes[-1], width, generator=generator).to(device, dtype)
     onednn = dtype is torch.float32 and device.type == "cpu" and torch.backends.mkldnn.is_available()
     for way in (*((Way(0, True),) if onednn else ()), Way(), *map(Way, BLOCKS)):
