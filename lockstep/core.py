@@ -73,6 +73,12 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit), ids ascending
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that are never completed
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         rules = {
@@ -84,6 +90,9 @@ class SamplingParams:
             "n": (self.n >= 1, "an integer >= 1"),
             "seed": (self.seed >= 0, "an integer >= 0"),
             "stop": (not isinstance(self.stop, str), "a tuple of strings"),
+            "presence_penalty": (-2.0 <= self.presence_penalty <= 2.0, "a number in [-2, 2]"),
+            "frequency_penalty": (-2.0 <= self.frequency_penalty <= 2.0, "a number in [-2, 2]"),
+            "repetition_penalty": (0.0 < self.repetition_penalty <= 2.0, "a number in (0, 2]"),
         }
         for name, (holds, expected) in rules.items():
             if not holds:
@@ -104,12 +113,20 @@ class SamplingParams:
         return not self.greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
 
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before the temperature: penalties, bias, bad words."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return penalties != (0.0, 0.0, 1.0) or bool(self.logit_bias) or bool(self.bad_words)
+
+
 @dataclass(frozen=True, slots=True)
 class Contract:
     """What a logprob means. Two numbers may be compared only if all of it agrees.
 
-    `support` is ``"full"`` or a description of the truncation (``"top_k=20,top_p=0.9,min_p=0.0"``);
-    `weight_versions` lists the distinct versions that produced the values, in order.
+    `support` is ``"full"`` or a description of the truncation (``"top_k=20,top_p=0.9,min_p=0.0"``), `adjustments` one of
+    what is done to the logits before the temperature (empty: nothing); `weight_versions` lists the distinct versions
+    that produced the values, in order.
     """
 
     mode: Literal["raw", "processed"]
@@ -117,6 +134,7 @@ class Contract:
     support: str
     head_dtype: str
     weight_versions: tuple[int, ...]
+    adjustments: str = ""
 
     @classmethod
     def of(cls, params: SamplingParams, head_dtype: str, weight_versions: tuple[int, ...]) -> Contract:
@@ -166,13 +184,28 @@ class Logprobs:
         return self.values - older.values
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions `start` to `end` - 1 of a sequence were run at weight `version`, over the keys that spans before left."""
+
+    start: int
+    end: int
+    version: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Provenance:
-    """Where each of T sampled tokens came from: weight version int32 [T], `Path` uint8 [T], cached prompt bool [T]."""
+    """Where each of T sampled tokens came from: weight version int32 [T], `Path` uint8 [T], cached prompt bool [T].
+
+    `spans` is how the sequence was run, in order of time, versions rising; a span that starts at 0 again wrote all keys
+    anew. Token t of a prompt of P is decided by position P + t - 1 in the last span of its weight version that runs it.
+    Empty: every position once, at the one weight version.
+    """
 
     weight_version: np.ndarray
     path: np.ndarray
     cached: np.ndarray
+    spans: tuple[Span, ...] = ()
 
     def __len__(self) -> int:
         return len(self.weight_version)
@@ -210,6 +243,7 @@ class Rollout:
     sampler_logprobs: Logprobs
     provenance: Provenance
     support: Support | None = None
+    prompt_logprobs: Logprobs | None = None  # of prompt_ids[1:], if they were asked for
 
 
 @dataclass(frozen=True, slots=True)
