@@ -112,7 +112,6 @@ class SamplingParams:
         """Whether the support is smaller than the vocabulary."""
         return not self.greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
 
-
     @property
     def adjusts(self) -> bool:
         """Whether logits are changed before the temperature: penalties, bias, bad words."""
@@ -124,9 +123,9 @@ class SamplingParams:
 class Contract:
     """What a logprob means. Two numbers may be compared only if all of it agrees.
 
-    `support` is ``"full"`` or a description of the truncation (``"top_k=20,top_p=0.9,min_p=0.0"``), `adjustments` one of
-    what is done to the logits before the temperature (empty: nothing); `weight_versions` lists the distinct versions
-    that produced the values, in order.
+    `support` is ``"full"`` or a description of the truncation (``"top_k=20,top_p=0.9,min_p=0.0"``), `adjustments`
+    one of what is done to the logits before the temperature (empty: nothing); `weight_versions` lists the distinct
+    versions that produced the values, in order.
     """
 
     mode: Literal["raw", "processed"]
@@ -186,7 +185,7 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Positions `start` to `end` - 1 of a sequence were run at weight `version`, over the keys that spans before left."""
+    """Positions `start` to `end` - 1 of a sequence ran at weight `version`, over the keys that earlier spans left."""
 
     start: int
     end: int
