@@ -26,6 +26,8 @@ from lockstep import numerics
 from lockstep.core import Contract, Rollout, Support
 from lockstep.errors import ContractError, InputError, message
 from lockstep.kernels.attention import Segment
+from lockstep.kernels.head import Targets
+from lockstep.train.targets import targets_of
 
 Normalize = Literal["token", "sequence"]
 Sequences = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -58,8 +60,7 @@ class Microbatch:
     sampler_logprobs_N: Tensor
     advantages_N: Tensor
     weights_N: Tensor
-    temperature: float
-    support: Support | None
+    targets: Targets
     has_signal: bool  # False: every advantage is 0, so the objective has no gradient here
 
     @property
@@ -156,8 +157,7 @@ class Batch:
             sampler_logprobs_N=torch.from_numpy(logprobs).to(device),
             advantages_N=torch.from_numpy(advantages.astype(np.float32)).to(device),
             weights_N=torch.from_numpy(weights.astype(np.float32)).to(device),
-            temperature=self.contract.temperature,
-            support=join_support(chosen),
+            targets=targets_of(chosen, device),
             has_signal=bool(self.has_signal[list(packed.index)].any()),
         )
 
@@ -216,15 +216,6 @@ def pack(pairs: Sequences, chosen: Sequence[int], device: str | torch.device = "
     )
     ids_T, positions_T, rows_N, targets_N, sequence_N = (torch.from_numpy(column).to(device) for column in columns)
     return Packed(tuple(chosen), tuple(segments), ids_T, positions_T, rows_N, targets_N, sequence_N)
-
-
-def join_support(rollouts: Sequence[Rollout]) -> Support | None:
-    """The recorded supports of consecutive rollouts as one; None if nothing was truncated."""
-    supports = [rollout.support for rollout in rollouts if rollout.support is not None]
-    if not supports:
-        return None
-    sizes = np.concatenate([np.diff(support.offsets) for support in supports])
-    return Support(np.concatenate([support.ids for support in supports]), np.concatenate(([0], np.cumsum(sizes))))
 
 
 def require_rollouts(rollouts: Sequence[Rollout]) -> None:

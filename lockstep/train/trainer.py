@@ -34,6 +34,7 @@ from lockstep.train.forward import Forward
 from lockstep.train.losses import LOSSES, reference_kl
 from lockstep.train.optimizer import Objective, Optimizer
 from lockstep.train.tally import Tally
+from lockstep.train.targets import targets_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,8 +104,7 @@ class Trainer:
                 mine = replace(contract, weight_versions=(self.version.number,))
                 for chosen in batches.plan(batches.sequences(rollouts), members, budget):
                     packed = batches.pack(batches.sequences(rollouts), chosen, self.device)
-                    support = batches.join_support([rollouts[i] for i in chosen])
-                    targets = Targets(packed.targets_N, contract.temperature, support)
+                    targets = targets_of([rollouts[i] for i in chosen], self.device)
                     values = self.forward.logprobs(self._leaves, packed, targets)[0].cpu().numpy()
                     pieces = zip(chosen, packed.split(values), strict=True)
                     scored |= {i: Logprobs(piece, mine) for i, piece in pieces}
@@ -191,8 +191,7 @@ class Trainer:
 
     def _accumulate(self, microbatch: Microbatch, tally: Tally) -> None:
         """Score one microbatch and, where it has a gradient, add it."""
-        config, packed = self.config.loss, microbatch.packed
-        targets = Targets(packed.targets_N, microbatch.temperature, microbatch.support)
+        config, packed, targets = self.config.loss, microbatch.packed, microbatch.targets
         started = self._clock()
         divergence_N = None
         with torch.set_grad_enabled(microbatch.has_signal or config.beta > 0):

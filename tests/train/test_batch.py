@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lockstep.core import Contract, Logprobs, Provenance, SamplingParams, Support
 from lockstep.errors import ContractError, InputError
-from lockstep.train.batch import Batch, join_support, pack, plan, sequences
+from lockstep.train.batch import Batch, pack, plan, sequences
 
 
 def test_the_example_of_the_drawing(make):
@@ -156,17 +156,13 @@ def test_minibatches_differ_from_step_to_step_and_one_is_the_batch_itself(make):
 TRUNCATED = SamplingParams(top_k=3)
 
 
-def test_supports_are_joined_in_order(make):
+def test_a_microbatch_tells_the_head_what_the_sampler_kept(make):
     first = make.rollout(tokens=(8, 9), params=TRUNCATED, kept=[[8, 1], [9, 2, 3]])
     second = make.rollout(tokens=(4,), params=TRUNCATED, kept=[[5, 4]], name="r1")
-    joined = join_support([second, first])
-    assert joined is not None
-    assert joined.ids.tolist() == [5, 4, 8, 1, 9, 2, 3]
-    assert joined.offsets.tolist() == [0, 2, 4, 7]
     (micro,) = Batch.of([first, second], [1, 1]).microbatches(100)
-    assert micro.support is not None
-    assert micro.support.offsets.tolist() == [0, 2, 5, 7]
-    assert join_support([make.rollout()]) is None
+    assert micro.targets.ids_N.tolist() == micro.packed.targets_N.tolist() == [8, 9, 4]
+    assert micro.targets.support is not None
+    assert micro.targets.support.offsets.tolist() == [0, 2, 5, 7]
 
 
 @pytest.mark.parametrize(
