@@ -1,14 +1,14 @@
 """Rollouts as Parquet: everything a step was trained on, bit for bit, one row a completion.
 
 In: `RolloutRecord`s. Out: a zstd Parquet file that reads back to equal records, and that any Parquet tool can open.
-docs/run-directory.md lists the columns; `SCHEMA` is their definition. Parquet's dictionaries are off: they compare
+docs/run-directory.md lists the columns; rollout_schema.py defines them. Parquet's dictionaries are off: they compare
 floats as numbers, and here the bits count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lockstep.core import Contract, Logprobs, Provenance, Reward, Rollout, SamplingParams, Support, Verdict
+from lockstep.core import Contract, Logprobs, Provenance, Reward, Rollout, SamplingParams, Span, Support, Verdict
 from lockstep.errors import InputError, message
 from lockstep.trace.durable import replacing
-
-VERSION = b"1"
-_KEY = b"lockstep.rollouts"
-
-_PARAMS = pa.struct(
-    [
-        ("temperature", pa.float64()),
-        ("top_k", pa.int64()),
-        ("top_p", pa.float64()),
-        ("min_p", pa.float64()),
-        ("max_tokens", pa.int64()),
-        ("n", pa.int64()),
-        ("seed", pa.uint64()),
-        ("stop", pa.list_(pa.string())),
-        ("stop_token_ids", pa.list_(pa.int64())),
-        ("ignore_eos", pa.bool_()),
-    ]
-)
-_CONTRACT = pa.struct(
-    [
-        ("mode", pa.string()),
-        ("temperature", pa.float64()),
-        ("support", pa.string()),
-        ("head_dtype", pa.string()),
-        ("weight_versions", pa.list_(pa.int64())),
-    ]
-)
-_VERDICT = pa.struct(
-    [
-        ("status", pa.string()),
-        ("code", pa.string()),
-        ("check", pa.string()),
-        ("witness", pa.string()),
-        ("span", pa.list_(pa.int64())),
-        ("seconds", pa.float64()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("rollout_id", pa.string()),
-        ("task_id", pa.string()),
-        ("prompt", pa.string()),
-        ("completion", pa.string()),
-        ("finish_reason", pa.string()),
-        ("reward", pa.float64()),
-        ("reward_parts", pa.map_(pa.string(), pa.float64())),
-        ("advantage", pa.float64()),
-        ("verdict", _VERDICT),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("token_ids", pa.list_(pa.int32())),
-        ("sampler_logprobs", pa.list_(pa.float32())),
-        ("sampler_contract", _CONTRACT),
-        ("trainer_logprobs", pa.list_(pa.float32())),
-        ("trainer_contract", _CONTRACT),
-        ("weight_version", pa.list_(pa.int32())),
-        ("path", pa.list_(pa.uint8())),
-        ("cached", pa.list_(pa.bool_())),
-        ("support_ids", pa.list_(pa.int32())),
-        ("support_offsets", pa.list_(pa.int64())),
-        ("params", _PARAMS),
-    ],
-    metadata={_KEY: VERSION},
-)
+from lockstep.trace.rollout_schema import KEY, READABLE, SCHEMA
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,16 +50,19 @@ def read(path: Path) -> list[RolloutRecord]:
             table = file.read()
     except (OSError, pa.ArrowException) as cause:
         raise _not_rollouts(path, cause) from cause
-    metadata = table.schema.metadata or {}
-    if metadata.get(_KEY) != VERSION or not table.schema.equals(SCHEMA):
-        raise _not_rollouts(path, f"schema {metadata.get(_KEY, b'unknown').decode('ascii', 'replace')}")
-    ragged = {name for name in SCHEMA.names if pa.types.is_list(SCHEMA.field(name).type)}
-    columns = {name: _arrays(table[name]) if name in ragged else table[name].to_pylist() for name in SCHEMA.names}
+    version = (table.schema.metadata or {}).get(KEY, b"unknown")
+    if version not in READABLE or not table.schema.equals(READABLE[version]):
+        raise _not_rollouts(path, f"schema {version.decode('ascii', 'replace')}")
+    columns = {
+        field.name: _arrays(table[field.name]) if _is_ragged(field.type) else table[field.name].to_pylist()
+        for field in table.schema
+    }
     return [_record({name: column[row] for name, column in columns.items()}) for row in range(table.num_rows)]
 
 
 def _not_rollouts(path: Path, got: object) -> InputError:
-    rule, expected = "must be a rollout file", f"Parquet with lockstep.rollouts {VERSION.decode()}"
+    known = " or ".join(version.decode() for version in READABLE)
+    rule, expected = "must be a rollout file", f"Parquet with lockstep.rollouts {known}"
     do = "Give a file of a run's rollouts/ directory, and read it with the version that wrote it"
     return InputError(message(f"rollouts ({path})", rule, got=got, expected=expected, do=do))
 
@@ -142,25 +82,26 @@ _COLUMNS: dict[str, Callable[[RolloutRecord], Any]] = {
     "token_ids": lambda r: r.rollout.token_ids,
     "sampler_logprobs": lambda r: r.rollout.sampler_logprobs.values,
     "sampler_contract": lambda r: asdict(r.rollout.sampler_logprobs.contract),
-    "trainer_logprobs": lambda r: r.trainer_logprobs.values if r.trainer_logprobs is not None else None,
-    "trainer_contract": lambda r: asdict(r.trainer_logprobs.contract) if r.trainer_logprobs is not None else None,
+    "prompt_logprobs": lambda r: _values(r.rollout.prompt_logprobs),
+    "prompt_contract": lambda r: _contract(r.rollout.prompt_logprobs),
+    "trainer_logprobs": lambda r: _values(r.trainer_logprobs),
+    "trainer_contract": lambda r: _contract(r.trainer_logprobs),
     "weight_version": lambda r: r.rollout.provenance.weight_version,
     "path": lambda r: r.rollout.provenance.path,
     "cached": lambda r: r.rollout.provenance.cached,
+    "spans": lambda r: [asdict(span) for span in r.rollout.provenance.spans],
     "support_ids": lambda r: r.rollout.support.ids if r.rollout.support is not None else None,
     "support_offsets": lambda r: r.rollout.support.offsets if r.rollout.support is not None else None,
-    "params": lambda r: asdict(r.rollout.params),
+    "params": lambda r: _params_row(r.rollout.params),
 }
 assert list(_COLUMNS) == SCHEMA.names, "every column of the schema is written, in its order"
-for _type, _class in ((_PARAMS, SamplingParams), (_CONTRACT, Contract), (_VERDICT, Verdict)):
-    assert [f.name for f in fields(_class)] == [f.name for f in _type], f"the schema covers {_class.__name__}"
 
 
 def _encode(name: str, records: Sequence[RolloutRecord], column: Callable[[RolloutRecord], Any]) -> pa.Array:
     """One column. Numeric lists go through numpy buffers, so that no float passes through Python."""
     kind = SCHEMA.field(name).type
     values = [column(record) for record in records]
-    if not pa.types.is_list(kind):
+    if not _is_ragged(kind):
         return pa.array(values, kind)
     dtype = np.dtype(kind.value_type.to_pandas_dtype())
     present = [np.empty(0, dtype) if value is None else _exact(name, value, dtype) for value in values]
@@ -168,6 +109,11 @@ def _encode(name: str, records: Sequence[RolloutRecord], column: Callable[[Rollo
     flat = np.concatenate(present) if present else np.empty(0, dtype)
     mask = pa.array([value is None for value in values], pa.bool_())
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind.value_type), type=kind, mask=mask)
+
+
+def _is_ragged(kind: pa.DataType) -> bool:
+    """Whether it is lists of numbers."""
+    return pa.types.is_list(kind) and not pa.types.is_nested(kind.value_type)
 
 
 def _exact(name: str, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -180,6 +126,18 @@ def _exact(name: str, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _values(logprobs: Logprobs | None) -> np.ndarray | None:
+    return logprobs.values if logprobs is not None else None
+
+
+def _contract(logprobs: Logprobs | None) -> dict[str, Any] | None:
+    return asdict(logprobs.contract) if logprobs is not None else None
+
+
+def _params_row(params: SamplingParams) -> dict[str, Any]:
+    return {**asdict(params), "logit_bias": [{"id": i, "bias": bias} for i, bias in params.logit_bias]}
 
 
 def _verdict_row(verdict: Verdict | None) -> dict[str, Any] | None:
@@ -196,9 +154,9 @@ def _arrays(column: pa.ChunkedArray) -> list[np.ndarray | None]:
 
 
 def _record(row: Mapping[str, Any]) -> RolloutRecord:
-    params = {**row["params"], "stop": tuple(row["params"]["stop"])}
-    params["stop_token_ids"] = tuple(params["stop_token_ids"])
     support = Support(row["support_ids"], row["support_offsets"]) if row["support_ids"] is not None else None
+    sampler_logprobs = _logprobs(row["sampler_logprobs"], row["sampler_contract"])
+    assert sampler_logprobs is not None, "every rollout has a contract"
     rollout = Rollout(
         id=row["rollout_id"],
         task_id=row["task_id"],
@@ -206,10 +164,13 @@ def _record(row: Mapping[str, Any]) -> RolloutRecord:
         token_ids=row["token_ids"],
         text=row["completion"],
         finish_reason=row["finish_reason"],
-        params=SamplingParams(**params),
-        sampler_logprobs=_logprobs(row["sampler_logprobs"], row["sampler_contract"]),
-        provenance=Provenance(row["weight_version"], row["path"], row["cached"]),
+        params=_params(row["params"]),
+        sampler_logprobs=sampler_logprobs,
+        provenance=Provenance(
+            row["weight_version"], row["path"], row["cached"], tuple(Span(**span) for span in row.get("spans", ()))
+        ),
         support=support,
+        prompt_logprobs=_logprobs(row.get("prompt_logprobs"), row.get("prompt_contract")),
     )
     parts, verdict = row["reward_parts"], row["verdict"]
     if verdict is not None:
@@ -220,12 +181,21 @@ def _record(row: Mapping[str, Any]) -> RolloutRecord:
         prompt=row["prompt"],
         reward=Reward(rollout.id, row["reward"], dict(parts)) if parts is not None else None,
         advantage=row["advantage"],
-        trainer_logprobs=None
-        if row["trainer_contract"] is None
-        else _logprobs(row["trainer_logprobs"], row["trainer_contract"]),
+        trainer_logprobs=_logprobs(row["trainer_logprobs"], row["trainer_contract"]),
         verdict=verdict,
     )
 
 
-def _logprobs(values: np.ndarray, contract: Mapping[str, Any]) -> Logprobs:
+def _params(row: Mapping[str, Any]) -> SamplingParams:
+    """What version 1 did not know takes its default: nothing was adjusted then."""
+    lists = {name: tuple(row[name]) for name in ("stop", "stop_token_ids")}
+    if "bad_words" in row:
+        lists["logit_bias"] = tuple((entry["id"], entry["bias"]) for entry in row["logit_bias"])
+        lists["bad_words"] = tuple(tuple(word) for word in row["bad_words"])
+    return SamplingParams(**{**row, **lists})
+
+
+def _logprobs(values: np.ndarray | None, contract: Mapping[str, Any] | None) -> Logprobs | None:
+    if values is None or contract is None:
+        return None
     return Logprobs(values, Contract(**{**contract, "weight_versions": tuple(contract["weight_versions"])}))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.core import Contract, Logprobs, Provenance, Reward, Rollout, SamplingParams, Support, Verdict
+from lockstep.core import Contract, Logprobs, Provenance, Reward, Rollout, SamplingParams, Span, Support, Verdict
 from lockstep.errors import InputError, StorageError
 from lockstep.trace import rollouts
 from lockstep.trace.rollouts import RolloutRecord
@@ -46,7 +46,9 @@ contracts = st.builds(
     support=texts,
     head_dtype=st.sampled_from(["float32", "model"]),
     weight_versions=st.lists(st.integers(0, 2**40), max_size=3).map(tuple),
+    adjustments=texts,
 )
+ids = st.integers(0, 2**31 - 1)
 params = st.builds(
     SamplingParams,
     temperature=st.floats(0, 4),
@@ -59,7 +61,14 @@ params = st.builds(
     stop=st.lists(texts, max_size=2).map(tuple),
     stop_token_ids=st.lists(st.integers(0, 2**31), max_size=2).map(tuple),
     ignore_eos=st.booleans(),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    repetition_penalty=st.floats(0, 2, exclude_min=True),
+    logit_bias=st.dictionaries(ids, st.floats(-100, 100), max_size=3).map(lambda bias: tuple(sorted(bias.items()))),
+    bad_words=st.lists(st.lists(ids, min_size=1, max_size=3).map(tuple), max_size=2).map(tuple),
+    prompt_logprobs=st.booleans(),
 )
+spans = st.lists(st.builds(Span, start=ids, end=ids, version=ids), max_size=3).map(tuple)
 verdicts = st.builds(
     Verdict,
     status=st.sampled_from(["pass", "fail", "abstain", "error"]),
@@ -96,8 +105,9 @@ def records(draw: st.DrawFn) -> RolloutRecord:
         finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
         params=draw(params),
         sampler_logprobs=Logprobs(draw(array(np.float32, count)), draw(contracts)),
-        provenance=Provenance(draw(array(np.int32, count)), draw(array(np.uint8, count)), cached),
+        provenance=Provenance(draw(array(np.int32, count)), draw(array(np.uint8, count)), cached, draw(spans)),
         support=support,
+        prompt_logprobs=draw(st.none() | st.builds(Logprobs, array(np.float32, 3) | array(np.float32, 0), contracts)),
     )
     value = draw(st.none() | numbers)
     parts = st.dictionaries(texts, st.none() | numbers, max_size=3)
@@ -178,7 +188,7 @@ def test_another_file_is_refused_with_what_to_do(tmp_path: File, make_record: Ma
     elif damage == "foreign":
         pq.write_table(pa.table({"a": [1]}), file)
     else:
-        pq.write_table(pq.read_table(file).replace_schema_metadata({b"lockstep.rollouts": b"2"}), file)
+        pq.write_table(pq.read_table(file).replace_schema_metadata({b"lockstep.rollouts": b"3"}), file)
     with pytest.raises(
         InputError, match=r"rollouts \(.*r\.parquet\): must be a rollout file - got .*, expected Parquet"
     ):
@@ -189,3 +199,69 @@ def test_a_directory_that_cannot_be_made_is_a_storage_error(tmp_path: File, make
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="Give a directory, not a file"):
         rollouts.write(tmp_path / "file" / "r.parquet", [make_record()])
+
+
+VERSION_1 = File(__file__).with_name("rollouts_version_1.parquet")  # written by the last code of that version
+
+
+def test_a_file_of_version_1_is_read_as_it_was_written() -> None:
+    decided, untouched = rollouts.read(VERSION_1)
+    params = SamplingParams(
+        temperature=0.7, top_k=2, max_tokens=8, n=2, seed=7, stop=("x",), stop_token_ids=(2,)
+    )  # fmt: skip
+    contract = Contract("processed", 0.7, "top_k=2,top_p=1.0,min_p=0.0", "float32", (3,))
+    values = np.array([-0.5, -1.25, -0.0], np.float32)
+    rollout = Rollout(
+        id="add-3#0/0",
+        task_id="add-3",
+        prompt_ids=np.arange(5, dtype=np.int32),
+        token_ids=np.array([100, 101, 2], np.int32),
+        text="4",
+        finish_reason="stop",
+        params=params,
+        sampler_logprobs=Logprobs(values, contract),
+        provenance=Provenance(np.full(3, 3, np.int32), np.array([0, 2, 2], np.uint8), np.zeros(3, bool)),
+        support=Support(np.array([100, 101, 101, 7, 2], np.int32), np.array([0, 2, 4, 5])),
+    )
+    verdict = Verdict("pass", "ok", "exact@1", "saw 4", (0, 1), 0.5)
+    reward = Reward(rollout.id, 1.0, {"exact": 1.0})
+    expected = RolloutRecord(4, rollout, "What is 2 + 2?", reward, 0.5, Logprobs(values, contract), verdict)
+    assert bits(decided) == bits(expected)
+    assert bits(untouched) == bits(RolloutRecord(4, rollout, "What is 2 + 2?"))
+
+
+def test_what_is_read_from_version_1_can_be_written_as_the_present_one(tmp_path: File) -> None:
+    old = rollouts.read(VERSION_1)
+    rollouts.write(tmp_path / "r.parquet", old)
+    assert bits_of(rollouts.read(tmp_path / "r.parquet")) == bits_of(old)
+    assert pq.read_schema(tmp_path / "r.parquet").metadata[b"lockstep.rollouts"] == b"2"
+
+
+@pytest.mark.parametrize(("columns", "stated"), [("1", "2"), ("2", "1")])
+def test_columns_of_one_version_under_the_name_of_another_are_refused(
+    tmp_path: File, make_record: Make, columns: str, stated: str
+) -> None:
+    file = tmp_path / "r.parquet"
+    rollouts.write(file, [make_record()])
+    table = pq.read_table(VERSION_1 if columns == "1" else file)
+    pq.write_table(table.replace_schema_metadata({b"lockstep.rollouts": stated.encode()}), file)
+    with pytest.raises(InputError, match=f"got schema {stated}"):
+        rollouts.read(file)
+
+
+def test_what_says_nothing_costs_next_to_nothing_a_token(tmp_path: File, make_record: Make) -> None:
+    """One group of 8: the prompt's logprobs are the same for all, and the spans are one each."""
+    rng = np.random.default_rng(0)
+    scores = Logprobs(-rng.random(511).astype(np.float32), FULL)
+
+    def size(full: bool) -> int:
+        made = []
+        for _ in range(8):
+            record = make_record(256)
+            old = record.rollout.provenance
+            rollout = replace(record.rollout, provenance=replace(old, spans=(Span(0, 767, 0),)), prompt_logprobs=scores)
+            made.append(replace(record, rollout=rollout) if full else record)
+        rollouts.write(tmp_path / "r.parquet", made)
+        return (tmp_path / "r.parquet").stat().st_size
+
+    assert size(True) - size(False) < 511 * 4 + 2000, "the prompt once, whatever the completions"
