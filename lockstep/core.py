@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from lockstep.errors import ContractError, InputError, message
+from lockstep.sampling_params import SamplingParams
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 FinishReason = Literal["stop", "length", "abort"]
@@ -60,66 +61,6 @@ class WeightVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How to draw tokens; names as in vLLM. `temperature == 0` is greedy; `top_k == 0` keeps every token."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_tokens: int = 16
-    n: int = 1
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit), ids ascending
-    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that are never completed
-    prompt_logprobs: bool = False
-
-    def __post_init__(self) -> None:
-        rules = {
-            "temperature": (0.0 <= self.temperature < float("inf"), "a finite number >= 0"),
-            "top_k": (self.top_k >= 0, "an integer >= 0 (0 keeps all)"),
-            "top_p": (0.0 < self.top_p <= 1.0, "a number in (0, 1]"),
-            "min_p": (0.0 <= self.min_p <= 1.0, "a number in [0, 1]"),
-            "max_tokens": (self.max_tokens >= 1, "an integer >= 1"),
-            "n": (self.n >= 1, "an integer >= 1"),
-            "seed": (self.seed >= 0, "an integer >= 0"),
-            "stop": (not isinstance(self.stop, str), "a tuple of strings"),
-            "presence_penalty": (-2.0 <= self.presence_penalty <= 2.0, "a number in [-2, 2]"),
-            "frequency_penalty": (-2.0 <= self.frequency_penalty <= 2.0, "a number in [-2, 2]"),
-            "repetition_penalty": (0.0 < self.repetition_penalty <= 2.0, "a number in (0, 2]"),
-        }
-        for name, (holds, expected) in rules.items():
-            if not holds:
-                got = getattr(self, name)
-                raise InputError(
-                    message(
-                        f"sampling ({name})", "out of range", got=got, expected=expected, do=f"Change sampling.{name}"
-                    )
-                )
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    @property
-    def truncates(self) -> bool:
-        """Whether the support is smaller than the vocabulary."""
-        return not self.greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether logits are changed before the temperature: penalties, bias, bad words."""
-        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        return penalties != (0.0, 0.0, 1.0) or bool(self.logit_bias) or bool(self.bad_words)
-
-
-@dataclass(frozen=True, slots=True)
 class Contract:
     """What a logprob means. Two numbers may be compared only if all of it agrees.
 
@@ -137,13 +78,23 @@ class Contract:
 
     @classmethod
     def of(cls, params: SamplingParams, head_dtype: str, weight_versions: tuple[int, ...]) -> Contract:
-        """The contract of tokens drawn with `params`. Greedy tokens carry raw logprobs at T=1."""
+        """The contract of tokens drawn with `params`.
+
+        Greedy tokens carry raw logprobs at T=1; where the choice was made among adjusted logits they are processed:
+        logprobs of those, at T=1.
+        """
         if params.greedy:
-            return cls("raw", 1.0, "full", head_dtype, weight_versions)
+            mode = "processed" if params.adjusts else "raw"
+            return cls(mode, 1.0, "full", head_dtype, weight_versions, params.adjustments)
         support = "full"
         if params.truncates:
             support = f"top_k={params.top_k},top_p={params.top_p},min_p={params.min_p}"
-        return cls("processed", params.temperature, support, head_dtype, weight_versions)
+        return cls("processed", params.temperature, support, head_dtype, weight_versions, params.adjustments)
+
+    @classmethod
+    def of_prompt(cls, params: SamplingParams, head_dtype: str, weight_versions: tuple[int, ...]) -> Contract:
+        """The contract of `Rollout.prompt_logprobs`: nothing is adjusted or truncated there; greedy as in `of`."""
+        return cls.of(SamplingParams(temperature=params.temperature), head_dtype, weight_versions)
 
     def require(self, other: Contract, *, ignore_version: bool = False) -> None:
         """Raise `ContractError` unless `other` means the same quantity."""
