@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from lockstep.errors import ConfigError, message
 
@@ -118,6 +119,15 @@ class ParityConfig(Section):
     gate: bool = Field(default=True, description="false only measures; the run is then marked as not gated")
 
 
+class CorrectionsConfig(Section):
+    """What is done about stale tokens before the loss, from the table in `train/corrections.py`."""
+
+    type: Literal["none", "token_tis", "sequence_tis", "masked", "geometric", "tv_mask"] = "none"
+    cap: float = Field(default=0.0, ge=0, le=1e6, description="largest *_tis weight (0: 2), tv_mask change (0: 0.2)")
+    low: float = Field(default=0.5, ge=0, le=1, description="of masked and geometric: smallest ratio kept")
+    high: float = Field(default=5.0, ge=1, le=1e6, description="of masked and geometric: largest ratio kept")
+
+
 class PipelineConfig(Section):
     """How rollouts and training interleave."""
 
@@ -150,6 +160,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     parity: ParityConfig = ParityConfig()
+    corrections: CorrectionsConfig = CorrectionsConfig()
     pipeline: PipelineConfig = PipelineConfig()
     eval: EvalConfig = EvalConfig()
     seed: int = Field(default=0, ge=0, lt=2**63, description="keys every random draw, with the request and position")
@@ -157,6 +168,13 @@ class RunConfig(Section):
     threads: int = Field(default=0, ge=0, description="of torch; 0: its default. 1 is faster for tiny models")
     output_dir: str = Field(default="", description="empty: runs/<name of the first config file>")
     report_to: tuple[Literal["html"], ...] = ("html",)
+
+    @field_validator("corrections")
+    @classmethod
+    def _behind_the_gate(cls, found: CorrectionsConfig, known: ValidationInfo) -> CorrectionsConfig:
+        if found.type == "none" or getattr(known.data.get("parity"), "gate", True):
+            return found
+        raise PydanticCustomError("gate", "they must not hide a broken backend: set parity.gate = true, or type = none")
 
 
 def load(files: Sequence[Path], overrides: Iterable[str] = ()) -> RunConfig:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -71,6 +72,15 @@ def test_known_keys_are_all_of_them_in_order():
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)
 
 
+def built(kind: type[BaseModel], **fields: Any) -> BaseModel:
+    """A section; no example where tables contradict one another."""
+    try:
+        return kind(**fields)
+    except ValidationError as failure:
+        assert [error["type"] for error in failure.errors()] == ["gate"]
+        reject()
+
+
 def values(info: Any) -> st.SearchStrategy[Any]:
     """Values that a field accepts, read off its own constraints."""
     kind = info.annotation
@@ -81,7 +91,7 @@ def values(info: Any) -> st.SearchStrategy[Any]:
     if kind is str:
         return printable
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return st.builds(kind, **{name: values(field) for name, field in kind.model_fields.items()})
+        return st.builds(partial(built, kind), **{name: values(field) for name, field in kind.model_fields.items()})
     low, high, step = None, None, 1
     open_low = open_high = False
     for rule in info.metadata:
@@ -218,6 +228,10 @@ def test_unknown_keys_name_the_nearest(key: str, near: str | None):
         ("engine.dtype=float16", r"config \(engine.dtype\): Input should be 'bfloat16' or 'float32' - got 'float16'"),
         ("loss.type=dpo", r"config \(loss.type\): Input should be 'grpo', .* - got 'dpo'"),
         ("pipeline.max_lag=1", r"config \(pipeline.max_lag\): Input should be 0 - got 1, expected optimizer steps"),
+        ("corrections.type=tis", r"config \(corrections.type\): Input should be 'none', 'token_tis', .* - got 'tis'"),
+        ("corrections.low=1.5", r"config \(corrections.low\): .* - got 1.5, expected of masked and geometric"),
+        ("corrections.high=0.5", r"config \(corrections.high\): .* - got 0.5, expected of masked and geometric"),
+        ("corrections.cap=inf", r"config \(corrections.cap\): .* - got inf, expected largest"),
         ("task.held_out=1", r"config \(task.held_out\): Input should be less than 1 - got 1, expected fraction of the"),
         ("task.letters=27", r"config \(task.letters\): .* 26 - got 27, expected reverse: size of the alphabet"),
         ("num_generations=1", r"config \(num_generations\): .*greater than or equal to 2 - got 1"),
@@ -230,6 +244,17 @@ def test_unknown_keys_name_the_nearest(key: str, near: str | None):
 )  # fmt: skip
 def test_values_out_of_range(override: str, says: str):
     assert re.match(says, complaint(override))
+
+
+@pytest.mark.parametrize("kind", ["token_tis", "sequence_tis", "masked", "geometric", "tv_mask"])
+def test_no_correction_without_the_gate(kind: str):
+    """A correction would hide what the gate is there to show."""
+    text = complaint("parity.gate=false", f"corrections.type={kind}")
+    assert "must not hide a broken backend: set parity.gate = true, or type = none - got {'type': " in text
+    assert text.startswith("config (corrections): ") and text.count("\n") == 0
+    assert load([], [f"corrections.type={kind}"]).corrections.type == kind
+    assert load([], ["parity.gate=false"]).corrections.type == "none"
+    assert "config (parity.gate)" in complaint("parity.gate=3", f"corrections.type={kind}")
 
 
 def test_all_problems_at_once():

@@ -4,18 +4,19 @@ In: a batch and the parts of the run. Out: what was decided, the trainer's logpr
 
 On-policy the forward that training needs anyway *is* the audit: its logprobs are compared with the sampler's before the
 optimizer may step. With several minibatches the later ones are not on-policy any more; then all rollouts are scored
-first, at the weights that sampled them.
+first, at the weights that sampled them; corrections of all minibatches start from these logprobs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockstep.core import Decision, Logprobs
 from lockstep.parity import ParityResult, compare
 from lockstep.pipeline.assembly import Parts
 from lockstep.pipeline.metrics import Stopwatch, merge_steps
+from lockstep.train import ledger
 from lockstep.train.batch import Batch
 
 
@@ -31,14 +32,15 @@ class Outcome:
 def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
     """Propose, compare, ask the gate, step; one optimizer step a minibatch. A refused proposal changes nothing."""
     config, trainer = parts.config, parts.trainer
-    minibatches = batch.minibatches(config.train.num_minibatches, config.seed, step)
     audit: _Audit | None = None
-    if len(minibatches) > 1:
+    if config.train.num_minibatches > 1:
         with watch.stage("parity"):
-            audit = _Audit(batch, trainer.score(batch.rollouts))
+            scored = trainer.score(batch.rollouts)
+            audit, batch = _Audit(batch, scored), replace(batch, anchor=tuple(scored))
     decision: Decision | None = None
     taken: list[tuple[int, Mapping[str, float]]] = []
-    for minibatch in minibatches:
+    corrected: list[ledger.Entry] = []
+    for minibatch in batch.minibatches(config.train.num_minibatches, config.seed, step):
         with watch.stage("train"):
             proposal = trainer.propose(minibatch)
         with watch.stage("parity"):
@@ -50,8 +52,10 @@ def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
         with watch.stage("train"):
             published = trainer.step(proposal, decision)
         taken.append((minibatch.num_tokens, {**proposal.metrics, **published.metrics}))
+        corrected += proposal.ledger
     assert audit is not None and decision is not None, "a batch has a minibatch"
-    return Outcome(decision, audit.scored, {**merge_steps(taken), **audit.result().metrics()})
+    metrics = {**merge_steps(taken), **ledger.metrics(corrected), **audit.result().metrics()}
+    return Outcome(decision, audit.scored, metrics)
 
 
 class _Audit:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lockstep import numerics
-from lockstep.core import Contract, Rollout, Support
+from lockstep.core import Contract, Logprobs, Rollout, Support
 from lockstep.errors import ContractError, InputError, message
 from lockstep.kernels.attention import Segment
 from lockstep.kernels.head import Targets
@@ -58,6 +58,7 @@ class Microbatch:
 
     packed: Packed
     sampler_logprobs_N: Tensor
+    anchor_logprobs_N: Tensor | None  # `Batch.anchor`
     advantages_N: Tensor
     weights_N: Tensor
     targets: Targets
@@ -72,6 +73,9 @@ class Microbatch:
 class Batch:
     """Rollouts of one contract, `advantages` float64 [R], and how the loss is averaged. Validated when made.
 
+    `anchor` are the trainer's logprobs before the first step that is taken on these rollouts, one a rollout; None while
+    that step is yet to come, when the forward of the loss gives the same numbers. Corrections start from them.
+
     Raises `InputError` for rollouts that cannot be trained on (no tokens, missing, NaN or misaligned logprobs, a token
     outside its recorded support) and `ContractError` for mixed contracts or logprobs that are not the sampler's.
     """
@@ -79,6 +83,7 @@ class Batch:
     rollouts: tuple[Rollout, ...]
     advantages: np.ndarray
     normalize: Normalize = "token"
+    anchor: tuple[Logprobs, ...] | None = None
 
     def __post_init__(self) -> None:
         require_rollouts(self.rollouts)
@@ -90,6 +95,9 @@ class Batch:
         for rollout in self.rollouts:
             self.contract.require(rollout.sampler_logprobs.contract)
             _require_trainable(rollout)
+        for rollout, logprobs in zip(self.rollouts, self.anchor or (), strict=self.anchor is not None):
+            self.contract.require(logprobs.contract, ignore_version=True)
+            assert logprobs.values.shape == rollout.token_ids.shape, f"anchor of {rollout.id}: one logprob a token"
 
     @classmethod
     def of(cls, rollouts: Sequence[Rollout], advantages: Sequence[float], normalize: Normalize = "token") -> Batch:
@@ -142,7 +150,12 @@ class Batch:
         key = numerics.request_key(seed, "minibatches", step)
         order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.rollouts))
         parts = (np.sort(part) for part in np.array_split(order, n))
-        return [Batch(tuple(self.rollouts[i] for i in part), self.advantages[part], self.normalize) for part in parts]
+        return [self._part(part) for part in parts]
+
+    def _part(self, chosen: np.ndarray) -> Batch:
+        rollouts = tuple(self.rollouts[i] for i in chosen)
+        anchor = None if self.anchor is None else tuple(self.anchor[i] for i in chosen)
+        return Batch(rollouts, self.advantages[chosen], self.normalize, anchor)
 
     def _microbatch(self, packed: Packed) -> Microbatch:
         chosen = [self.rollouts[i] for i in packed.index]
@@ -152,9 +165,11 @@ class Batch:
         weights = np.repeat(np.broadcast_to(share, counts.shape), counts)
         advantages = np.repeat(self.advantages[list(packed.index)], counts)
         logprobs = np.concatenate([rollout.sampler_logprobs.values for rollout in chosen])
+        anchor = None if self.anchor is None else np.concatenate([self.anchor[i].values for i in packed.index])
         return Microbatch(
             packed=packed,
             sampler_logprobs_N=torch.from_numpy(logprobs).to(device),
+            anchor_logprobs_N=None if anchor is None else torch.from_numpy(anchor).to(device),
             advantages_N=torch.from_numpy(advantages.astype(np.float32)).to(device),
             weights_N=torch.from_numpy(weights.astype(np.float32)).to(device),
             targets=targets_of(chosen, device),

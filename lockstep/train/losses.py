@@ -65,13 +65,9 @@ def gspo(
     config: LossConfig,
 ) -> LossOutput:
     """The surrogate of one length-normalised ratio a sequence; a sequence weighs the sum of its tokens' weights."""
-    count_S = torch.bincount(sequence_N)
-    offset_N = torch.arange(len(sequence_N), device=sequence_N.device) - (count_S.cumsum(0) - count_S)[sequence_N]
-    at = (sequence_N, offset_N)  # every cell is written once, so that no device has to add in an order of its own
-    table_SL = trainer_N.new_zeros(len(count_S), int(count_S.max()))
-    log_ratio_S = table_SL.index_put(at, trainer_N - sampler_N).sum(1) / count_S
-    weights_S = table_SL.index_put(at, weights_N).sum(1)
-    advantages_S = table_SL.index_put(at, advantages_N)[:, 0]
+    log_ratio_S = by_sequence(trainer_N - sampler_N, sequence_N).sum(1) / torch.bincount(sequence_N)
+    weights_S = by_sequence(weights_N, sequence_N).sum(1)
+    advantages_S = by_sequence(advantages_N, sequence_N)[:, 0]
     loss_S, clipped_S = _surrogate(torch.exp(log_ratio_S), advantages_S, config)
     return LossOutput((weights_S * loss_S).sum(), clipped_S[sequence_N])
 
@@ -111,6 +107,16 @@ LOSSES: dict[str, Loss] = {
     "reinforce": reinforce,
     "cispo": cispo,
 }
+
+
+def by_sequence(values_N: Tensor, sequence_N: Tensor) -> Tensor:
+    """The values as a table [S, L], a row a sequence, 0 beyond its end; `sequence_N` as in `Loss`.
+
+    Every cell is written once, so that no device has to add in an order of its own.
+    """
+    count_S = torch.bincount(sequence_N)
+    offset_N = torch.arange(len(sequence_N), device=sequence_N.device) - (count_S.cumsum(0) - count_S)[sequence_N]
+    return values_N.new_zeros(len(count_S), int(count_S.max())).index_put((sequence_N, offset_N), values_N)
 
 
 def reference_kl(trainer_N: Tensor, reference_N: Tensor) -> Tensor:

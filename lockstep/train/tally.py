@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lockstep.train.batch import Batch, Packed
+from lockstep.train.ledger import Entry
 from lockstep.train.losses import ratio_metrics
+from lockstep.train.policy_loss import PolicyLoss
 
 
 @dataclass(slots=True)
@@ -21,17 +23,20 @@ class Tally:
 
     loss: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: {"time/forward": 0.0, "time/backward": 0.0})
+    entries: list[Entry] = field(default_factory=list)  # of the ledger; none without a correction
     _logprobs: dict[int, np.ndarray] = field(default_factory=dict)
     _clipped: list[np.ndarray] = field(default_factory=list)
     _divergence: list[np.ndarray] = field(default_factory=list)
     _entropy: float = 0.0
 
-    def add(self, packed: Packed, logprobs_N: Tensor, entropy_N: Tensor, clipped_N: Tensor) -> None:
+    def add(self, packed: Packed, logprobs_N: Tensor, entropy_N: Tensor, policy: PolicyLoss) -> None:
         """Take in the results of a microbatch."""
         pieces = packed.split(logprobs_N.detach().cpu().numpy())
         self._logprobs |= dict(zip(packed.index, pieces, strict=True))
-        self._clipped.append(clipped_N.cpu().numpy())
+        self._clipped.append(policy.clipped_N.cpu().numpy())
         self._entropy += float(entropy_N.sum(dtype=torch.float64))
+        if policy.entry is not None:
+            self.entries.append(policy.entry)
 
     def add_divergence(self, divergence_N: Tensor) -> None:
         """Take in the KL estimate per token of a microbatch."""

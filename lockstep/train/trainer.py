@@ -30,22 +30,28 @@ from lockstep.models import Model
 from lockstep.models.checkpoint import digest
 from lockstep.train import batch as batches
 from lockstep.train.batch import Batch, Microbatch
+from lockstep.train.corrections import require_sound
 from lockstep.train.forward import Forward
-from lockstep.train.losses import LOSSES, reference_kl
+from lockstep.train.ledger import Entry
+from lockstep.train.losses import reference_kl
 from lockstep.train.optimizer import Objective, Optimizer
+from lockstep.train.policy_loss import policy_loss
 from lockstep.train.tally import Tally
 from lockstep.train.targets import targets_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
-    """A step that waits for a decision about `id`. Logprobs are in the order of the batch."""
+    """A step that waits for a decision about `id`. Logprobs are in the order of the batch, `metrics` raw: of the batch
+    before any correction; what a correction did is in `ledger`.
+    """
 
     id: str
     version: WeightVersion  # of the weights it was computed with
     trainer_logprobs: tuple[Logprobs, ...]
     loss: float
     metrics: Mapping[str, float]
+    ledger: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +66,13 @@ class Trainer:
     """Weights, their optimizer, and the one way to change them. Implements `core.Scorer`.
 
     `params` (names of `Architecture.parameter_shapes`, dtype `config.engine.dtype`) are copied. Raises `ModelError`
-    if they do not fit the model or the config.
+    if they do not fit the model or the config, `ConfigError` for a correction that does not fit the loss.
     """
 
     def __init__(
         self, model: Model, params: Mapping[str, Tensor], config: RunConfig, device: str | torch.device = "cpu"
     ) -> None:
+        require_sound(config)
         keep_freed_memory()
         self.model, self.config, self.device = model, config, torch.device(device)
         self.forward = Forward(model.arch, config.engine.dtype, config.engine.head_dtype)
@@ -131,7 +138,7 @@ class Trainer:
         self._proposals += 1
         name = f"proposal {self._proposals} on {self.version}"
         metrics = tally.metrics(batch) | {"lag": float(lag.mean())}
-        self._pending = Proposal(name, self.version, logprobs, tally.loss, metrics)
+        self._pending = Proposal(name, self.version, logprobs, tally.loss, metrics, tuple(tally.entries))
         return self._pending
 
     def step(self, proposal: Proposal, decision: Decision) -> StepResult:
@@ -196,9 +203,8 @@ class Trainer:
         divergence_N = None
         with torch.set_grad_enabled(microbatch.has_signal or config.beta > 0):
             logprobs_N, entropy_N = self.forward.logprobs(self._leaves, packed, targets)
-            inputs = (microbatch.sampler_logprobs_N, microbatch.advantages_N, packed.sequence_N, microbatch.weights_N)
-            output = LOSSES[config.type](logprobs_N, *inputs, config)
-            loss = output.loss
+            policy = policy_loss(microbatch, logprobs_N, self.config)
+            loss = policy.loss
             if self.reference is not None and config.beta > 0:
                 with torch.no_grad():
                     reference_N, _ = self.forward.logprobs(self.reference, packed, targets)
@@ -211,7 +217,7 @@ class Trainer:
             loss.backward()
         tally.seconds["time/forward"] += middle - started
         tally.seconds["time/backward"] += self._clock() - middle
-        tally.add(packed, logprobs_N, entropy_N, output.clipped_N)
+        tally.add(packed, logprobs_N, entropy_N, policy)
         if divergence_N is not None:
             tally.add_divergence(divergence_N)
 
