@@ -19,6 +19,7 @@ from lockstep.engine.request import Completion
 from lockstep.engine.scheduler import Step
 from lockstep.engine.weights import Generation
 from lockstep.errors import NumericsError, message
+from lockstep.kernels.adjust import History
 from lockstep.kernels.head import head_logits
 from lockstep.kernels.sampling import sample
 
@@ -42,7 +43,8 @@ def draw(step: Step, hidden_SE: Tensor, generation: Generation) -> list[tuple[Co
     if len(unique) < len(rows):
         logits_NV = logits_NV[torch.from_numpy(place).to(device)]
     params = [completion.job.request.params for completion in completions]
-    drawn = sample(logits_NV, params, [_uniform(completion) for completion in completions])
+    histories = [_history(completion) for completion in completions]
+    drawn = sample(logits_NV, params, [_uniform(completion) for completion in completions], histories)
     _require_finite("logprob", drawn.logprobs, completions)
     number = generation.version.number
     tokens, logprobs = drawn.token_ids.tolist(), drawn.logprobs.tolist()
@@ -63,6 +65,14 @@ def _deciding(step: Step) -> Iterator[tuple[int, Path]]:
 def _drawers(step: Step, row: int) -> tuple[Completion, ...]:
     completion = step.completions[row]
     return (completion,) if completion.job.forked else completion.job.completions
+
+
+def _history(completion: Completion) -> History | None:
+    """What penalties and bad words look at; None if there are none."""
+    params = completion.job.request.params
+    if not params.adjusts:
+        return None
+    return History(params, completion.job.prompt, completion.tokens[completion.num_prompt : completion.length])
 
 
 def _uniform(completion: Completion) -> float:

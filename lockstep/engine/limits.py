@@ -16,6 +16,7 @@ from lockstep.core import Request
 from lockstep.engine.kv import page_bytes
 from lockstep.engine.scheduler import worst_case_pages
 from lockstep.errors import ConfigError, InputError, message
+from lockstep.kernels.adjust import require_vocabulary
 from lockstep.models import Architecture
 
 GIGABYTE = 2**30
@@ -58,6 +59,7 @@ class Limits:
         who = f"request ({request.id})"
         self._check_prompt(who, np.asarray(request.prompt_ids))
         self._check_stops(who, request)
+        require_vocabulary(who, request.params, self.vocab_size)
         num_prompt, n = len(request.prompt_ids), request.params.n
         if num_prompt >= self.context:
             do = "Shorten the prompt, or raise engine.max_context if the model allows it"

@@ -1,14 +1,15 @@
 """From hidden states to the logprob of given tokens, in chunks: no [rows, vocabulary] tensor for all rows, ever.
 
-In: hidden rows, head weight, target ids, temperature, recorded support. Out: logprobs (differentiable) and entropies.
-The logits are those of the engine (`head_logits`), the logprob is `numerics.log_softmax`: same bits as the sampler's.
+In: hidden rows, head weight, target ids, temperature, recorded support, histories of rows whose logits are adjusted.
+Out: logprobs (differentiable) and entropies. The logits are those of the engine (`head_logits`), adjusted by the
+sampler's adjust.py, and the logprob is `numerics.log_softmax`: same bits as the sampler's.
 
 Letters: N rows, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lockstep import numerics
 from lockstep.core import Support
+from lockstep.kernels.adjust import Adjustment, History, Slopes
 from lockstep.kernels.linear import linear
 
 CHUNK = 128
@@ -31,11 +33,15 @@ def head_logits(hidden_NE: Tensor, weight_VE: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
-    """Tokens whose logprob is wanted: ids int64 [N], temperature, and per row what the sampler kept (None: all)."""
+    """Tokens whose logprob is wanted: ids int64 [N], temperature, and per row what the sampler kept (None: all).
+
+    `histories`: one a row, None where logits are not adjusted; empty if none are.
+    """
 
     ids_N: Tensor
     temperature: float
     support: Support | None = None
+    histories: Sequence[History | None] = ()
 
     def keep(self, rows: slice, vocabulary: int) -> Tensor | None:
         """Boolean [n, V] of the recorded support of some rows."""
@@ -58,11 +64,15 @@ def _chunks(rows: int) -> Iterator[slice]:
     return (slice(at, min(at + CHUNK, rows)) for at in range(0, rows, CHUNK))
 
 
-def _logprobs(hidden_NE: Tensor, weight_VE: Tensor, targets: Targets, rows: slice) -> Tensor:
+def _logprobs(hidden_NE: Tensor, weight_VE: Tensor, targets: Targets, rows: slice) -> tuple[Tensor, Slopes | None]:
+    """Logprobs [n, V] of some rows, and the slopes of their adjustments (None: there are none)."""
     logits = head_logits(hidden_NE[rows], weight_VE)
+    adjustment, slopes = Adjustment.of(targets.histories[rows], logits.shape[1], logits.device), None
+    if adjustment is not None:
+        logits, slopes = adjustment.apply(logits)
     temperature = torch.full((logits.shape[0],), targets.temperature, device=logits.device)
     keep = targets.keep(rows, logits.shape[1])
-    return numerics.log_softmax(numerics.processed_logits(logits, temperature, keep))
+    return numerics.log_softmax(numerics.processed_logits(logits, temperature, keep)), slopes
 
 
 class _TargetLogprobs(torch.autograd.Function):
@@ -70,9 +80,10 @@ class _TargetLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         chosen, entropy = [], []
         for rows in _chunks(hidden_NE.shape[0]):
-            logprobs = _logprobs(hidden_NE, weight_VE, targets, rows)
+            logprobs, slopes = _logprobs(hidden_NE, weight_VE, targets, rows)
             chosen.append(logprobs.gather(1, targets.ids_N[rows, None])[:, 0])
-            finite = logprobs.clamp_min(torch.finfo(torch.float32).min) if targets.support is not None else logprobs
+            masked = targets.support is not None or slopes is not None
+            finite = logprobs.clamp_min(torch.finfo(torch.float32).min) if masked else logprobs
             entropy.append(-(logprobs.exp() * finite).sum(-1))
         ctx.save_for_backward(hidden_NE, weight_VE)
         ctx.targets = targets
@@ -82,7 +93,10 @@ class _TargetLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Logits are computed again; their gradient is (one-hot - p) / T. Products in the model's dtype."""
+        """Logits are computed again; their gradient is (one-hot - p) / T, times the slope of the adjustments.
+
+        Products in the model's dtype.
+        """
         hidden_NE, weight_VE = ctx.saved_tensors
         targets: Targets = ctx.targets
         dtype = hidden_NE.dtype
@@ -90,8 +104,11 @@ class _TargetLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_NE)
         grad_weight = torch.zeros_like(weight_VE)
         for rows in _chunks(hidden_NE.shape[0]):
-            slope = _logprobs(hidden_NE, weight_VE, targets, rows).exp_().neg_()
+            logprobs, slopes = _logprobs(hidden_NE, weight_VE, targets, rows)
+            slope = logprobs.exp_().neg_()
             slope[torch.arange(slope.shape[0], device=slope.device), targets.ids_N[rows]] += 1.0
+            if slopes is not None:
+                slopes.pull_back(slope)
             slope = slope.mul_(grads[0][rows, None] / targets.temperature).to(dtype)
             grad_hidden[rows] = slope @ narrow_VE
             grad_weight += (slope.T @ hidden_NE[rows]).to(weight_VE.dtype)

@@ -1,7 +1,8 @@
-"""One token per row from its own logits, parameters and uniform: temperature, min-p, top-k, top-p, greedy.
+"""One token per row from its own logits, parameters and uniform: adjustments, temperature, min-p, top-k, top-p, greedy.
 
 In: logits fp32 [N, V], parameters and a uniform per row. Out: token ids with the logprob their contract promises.
-The order of the filters is vLLM's: temperature, then min-p, then top-k, then top-p over what is left.
+The order of the filters is vLLM's: temperature, then min-p, then top-k, then top-p over what is left. Before them all,
+adjust.py changes the logits of those rows that ask for it.
 
 Letters: N rows, V vocabulary, M rows that truncate.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lockstep import numerics
 from lockstep.core import SamplingParams
+from lockstep.kernels.adjust import History, adjusted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,9 +30,22 @@ class Sampled:
     supports: tuple[np.ndarray | None, ...]
 
 
-def sample(logits_NV: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Sampled:
-    """Draw by inverting the cumulative distribution in the order of the ids. Greedy rows take the largest logit."""
+def sample(
+    logits_NV: Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    histories: Sequence[History | None] = (),
+) -> Sampled:
+    """Draw by inverting the cumulative distribution in the order of the ids. Greedy rows take the largest logit.
+
+    A row that adjusts needs its history; `histories` may be empty if none does. Raises `NumericsError` if bad words
+    leave no token.
+    """
     device = logits_NV.device
+    histories = histories or (None,) * len(params)
+    without = [i for i, (p, history) in enumerate(zip(params, histories, strict=True)) if p.adjusts and history is None]
+    assert not without, f"row {without[0]} adjusts its logits: it needs a history"
+    logits_NV = adjusted(logits_NV, histories)
     temperature = torch.tensor([p.temperature or 1.0 for p in params], dtype=torch.float32, device=device)
     keep, supports = _truncate(logits_NV, temperature, params)
     logprobs = numerics.log_softmax(numerics.processed_logits(logits_NV, temperature, keep))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lockstep.core import Rollout
 from lockstep.errors import ContractError, InputError, ModelError, message
+from lockstep.kernels.adjust import require_vocabulary
 from lockstep.kernels.attention import Packing, packed_attention
 from lockstep.kernels.head import Targets, target_logprobs
 from lockstep.models import decoder
@@ -56,8 +57,15 @@ class Forward:
                 )  # fmt: skip
 
     def require_rollout(self, rollout: Rollout) -> None:
-        """Raise `ContractError` for another head dtype, `InputError` for tokens that do not fit the model."""
-        head_dtype = rollout.sampler_logprobs.contract.head_dtype
+        """Raise `ContractError` for another head dtype, or parameters that do not adjust logits as the contract says,
+        `InputError` for tokens that do not fit the model.
+        """
+        contract, adjustments = rollout.sampler_logprobs.contract, rollout.params.adjustments
+        if adjustments != contract.adjustments:
+            got, expected = adjustments or "nothing", contract.adjustments or "nothing"
+            rule, do = "parameters and contract must adjust the same", "Keep the parameters that it was drawn with"
+            raise ContractError(message(f"rollout ({rollout.id})", rule, got=got, expected=expected, do=do))
+        head_dtype = contract.head_dtype
         if head_dtype != self.head_dtype:
             do = "Use one engine.head_dtype on both sides"
             raise ContractError(
@@ -66,6 +74,7 @@ class Forward:
                 )
             )
         self.require_ids(f"rollout ({rollout.id})", rollout.prompt_ids, rollout.token_ids)
+        require_vocabulary(f"rollout ({rollout.id})", rollout.params, self.arch.vocab_size)
 
     def require_ids(self, subject: str, prompt: np.ndarray, completion: np.ndarray) -> None:
         """Raise `InputError` unless there are tokens, they fit the context, and all are in the vocabulary."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lockstep.core import Rollout, Support
+from lockstep.kernels.adjust import History
 from lockstep.kernels.head import Targets
 
 
@@ -30,7 +31,18 @@ def targets_of(
         if rollout.support is not None
     ]
     ids_N = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device)
-    return Targets(ids_N, rollouts[0].sampler_logprobs.contract.temperature, join_supports(supports))
+    histories: list[History | None] = []
+    if any(rollout.params.adjusts for rollout in rollouts):
+        for rollout, part in zip(rollouts, parts, strict=True):
+            histories += histories_of(rollout, part)
+    return Targets(ids_N, rollouts[0].sampler_logprobs.contract.temperature, join_supports(supports), histories)
+
+
+def histories_of(rollout: Rollout, tokens: range) -> list[History | None]:
+    """What came before some tokens, for the adjustment of their logits; None each if there is none."""
+    if not rollout.params.adjusts:
+        return [None] * len(tokens)
+    return [History(rollout.params, rollout.prompt_ids, rollout.token_ids[:t]) for t in tokens]
 
 
 def cut_support(support: Support, tokens: range) -> Support:
