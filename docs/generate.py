@@ -40,8 +40,10 @@ An unknown key is an error that names the nearest known one. A value out of rang
 resolved configuration, with every default written out, is saved as `config.toml` in the run directory and is itself a
 valid file for `--config`. No setting is taken from a model's own `generation_config.json`.
 
-One environment variable is read: `LOCKSTEP_HOME`, the folder in which pulled and converted models are kept (default
-`~/.cache/lockstep`).
+Two environment variables are read. `LOCKSTEP_HOME` is the folder in which pulled and converted models and compiled
+kernels are kept (default `~/.cache/lockstep`). `LOCKSTEP_KERNELS` says which kernels run on a CPU: `auto`, the default,
+those in C++, compiled once for the machine, or PyTorch's operators where no compiler is; `native`, nothing else;
+`reference`, PyTorch's operators.
 """
 
 

@@ -25,6 +25,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".cache" / "lockstep")
 
 
+def kernels() -> str:
+    """`$LOCKSTEP_KERNELS`: auto (C++ where it can be had), native (nothing else) or reference (PyTorch's operators)."""
+    return os.environ.get("LOCKSTEP_KERNELS") or "auto"
+
+
 class Section(BaseModel):
     """A frozen table of the file; unknown keys are refused."""
 
@@ -188,12 +193,8 @@ def load(files: Sequence[Path], overrides: Iterable[str] = ()) -> RunConfig:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key or key.count(".") > 3:
-            raise ConfigError(
-                message(
-                    f"override ({override})", "an override names a key and a value", got=override,
-                    expected="key.path=value", do="Write for example optim.lr=1e-5",
-                )
-            )  # fmt: skip
+            rule, do = "an override names a key and a value", "Write for example optim.lr=1e-5"
+            raise ConfigError(message(f"override ({override})", rule, got=override, expected="key.path=value", do=do))
         _merge(tree, _nest(key.split("."), _value(text)))
     return parse(tree)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lockstep.kernels import attention as module
 from lockstep.kernels.attention import (
     KEY_BLOCK,
     Packing,
@@ -19,8 +20,14 @@ from lockstep.kernels.attention import (
     slots,
     write_kv,
 )
+from lockstep.kernels.attention_reference import walk
+from lockstep.kernels.native.library import operators
+from lockstep.kernels.threads import using_threads
 
-HEADS = [(3, 1, 16), (9, 3, 64), (4, 4, 8), (14, 2, 32), (8, 1, 128)]
+HEADS = [(3, 1, 16), (9, 3, 64), (4, 4, 8), (14, 2, 32), (8, 1, 128), (4, 2, 20), (2, 2, 80)]
+DTYPES = [torch.bfloat16, torch.float32]
+
+native = pytest.mark.skipif(operators() is None, reason="the reference runs here")
 
 
 def _random(total: int, heads: tuple[int, int, int], dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +97,7 @@ def _paged(qkv: tuple[Tensor, Tensor, Tensor], lengths: list[int], cuts: list[in
 @settings(max_examples=40, deadline=None)
 @given(
     heads=st.sampled_from(HEADS),
-    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+    dtype=st.sampled_from(DTYPES),
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=6),
     cuts=st.lists(st.integers(0, 20), min_size=1, max_size=4).filter(any),
     tile=st.sampled_from([0, 4, 8, 16, 32]),
@@ -134,3 +141,75 @@ def test_a_sequence_does_not_see_its_neighbour() -> None:
     after = packed_attention(q, k, v, Packing.of([20, 20]), 0.3)
     assert torch.equal(before[20:], after[20:])
     assert not torch.equal(before[:20], after[:20])
+
+
+def _prefill(heads: tuple[int, int, int], dtype: torch.dtype, lengths: list[int]) -> tuple[tuple, dict]:
+    """Arguments of a prefill of whole sequences over a cache that holds them, and their packed rows."""
+    q, k, v = _random(sum(lengths), heads, dtype, 7)
+    needed = [-(-n // KEY_BLOCK) for n in lengths]
+    at = iter(torch.randperm(sum(needed), generator=torch.Generator().manual_seed(3)).tolist())
+    tables = [[next(at) for _ in range(n)] for n in needed]
+    zeros = [0] * len(lengths)
+    caches = [torch.zeros(sum(needed), heads[1], KEY_BLOCK, heads[2], dtype=dtype) for _ in range(2)]
+    for cache, rows in zip(caches, (k, v), strict=True):
+        write_kv(cache, rows, slots(zeros, lengths, tables))
+    return (q, *caches, plan_tiles(zeros, lengths, tables), heads[2] ** -0.5), {"k": k, "v": v}
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_the_kernel_is_as_near_the_truth_as_its_reference(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+    lengths = [1, 16, 33, 70]
+    arguments, rows = _prefill(heads, dtype, lengths)
+    q, k, v, tiles, scale = arguments
+    found = operators().attention(q, k, v, *tiles.native, None, 16, scale)
+    expected = walk(q, k, v, tiles.rectangles, scale)
+    truth = _oracle(q, rows["k"], rows["v"], lengths, scale)
+    rounding = 2**-8 if dtype is torch.bfloat16 else 2e-6
+    assert torch.allclose(found[0].double(), truth, atol=rounding / 4, rtol=rounding)
+    assert torch.allclose(found[1], expected[1], atol=4e-6)
+    mine, theirs = ((out[0].double() - truth).abs().max() for out in (found, expected))
+    assert mine <= 1.5 * theirs + 1e-7
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_do_not_show(dtype: torch.dtype) -> None:
+    arguments, _ = _prefill((9, 3, 64), dtype, [300, 5, 64, 200])
+    found = []
+    for threads in (1, 2, 3):
+        with using_threads(threads):
+            found.append(paged_attention(*arguments))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_number_that_is_not_one_is_not_hidden() -> None:
+    (q, k, v, tiles, scale), _ = _prefill((2, 1, 16), torch.float32, [20])
+    q[19, 1, 3] = float("nan")
+    out = paged_attention(q, k, v, tiles, scale)
+    assert out[19, 1].isnan().all()
+    assert out[:19].isfinite().all()
+    k[tiles.table[0], 0, 2, 5] = float("inf")
+    assert not paged_attention(q[:10], k, v, plan_tiles([0], [10], [tiles.table]), scale).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 30.0, 1e4])
+def test_scores_of_any_size(size: float) -> None:
+    """Weights from equal to one-hot, and rows of which all but one weight vanish."""
+    lengths = [40]
+    (q, k, v, tiles, scale), rows = _prefill((4, 2, 16), torch.float32, lengths)
+    out = paged_attention(q * size, k, v, tiles, scale)
+    assert torch.allclose(out.double(), _oracle(q.double() * size, rows["k"], rows["v"], lengths, scale), atol=2e-4)
+
+
+@native
+def test_a_wrong_index_is_an_error() -> None:
+    (q, k, v, tiles, scale), _ = _prefill((2, 1, 16), torch.float32, [20])
+    for spoiled in (
+        module.Tiles(tiles.spans_S4, tiles.table + 2, 0, "cpu"),
+        module.Tiles(tiles.spans_S4 + np.array([0, 1, 0, 0]), tiles.table, 0, "cpu"),
+        module.Tiles(tiles.spans_S4 + np.array([16, 0, 0, 0]), tiles.table, 0, "cpu"),
+    ):
+        with pytest.raises(IndexError, match=r"table|plan"):
+            paged_attention(q, k, v, spoiled, scale)

@@ -1,0 +1,102 @@
+// The kernels as torch operators. The only file that knows tensors: it checks them, and hands on pointers and strides.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "attention.h"
+
+namespace {
+
+using at::Tensor;
+using lockstep::Problem;
+using lockstep::Source;
+using lockstep::Span;
+
+static_assert(sizeof(Span) == 4 * sizeof(int64_t), "a row of the plan");
+
+// bfloat16 is handled as the bits it is
+template <typename T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
+}
+
+Tensor dense_rows(const Tensor& x, at::ScalarType dtype, int64_t dims, const char* name) {
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, name, ": float32 or bfloat16");
+  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == dtype && x.dim() == dims,
+              name, ": a CPU tensor of ", dims, " dimensions and the dtype of the others");
+  return x.stride(-1) == 1 ? x : x.contiguous();
+}
+
+// A wrong index must be an error, not a wild read.
+void require_within(const Tensor& x, int64_t end, const char* name) {
+  const int64_t* id = x.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < x.numel(); ++i)
+    TORCH_CHECK_INDEX(id[i] >= 0 && id[i] < end, name, ": ", id[i], " is not below ", end);
+}
+
+void require_plan(const Tensor& plan, const Tensor& table, int64_t rows) {
+  const Span* spans = reinterpret_cast<const Span*>(plan.const_data_ptr<int64_t>());
+  for (int64_t s = 0; s < plan.size(0); ++s) {
+    const int64_t blocks = (spans[s].start + spans[s].count + lockstep::kBlock - 1) / lockstep::kBlock;
+    TORCH_CHECK_INDEX(spans[s].start >= 0 && spans[s].count > 0 && spans[s].row >= 0 && spans[s].table >= 0 &&
+                          spans[s].row + spans[s].count <= rows && spans[s].table + blocks <= table.numel(),
+                      "plan: sequence ", s, " has rows or blocks that do not exist");
+  }
+}
+
+const int64_t* indices(const Tensor& x, const char* name) {
+  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == at::kLong && x.is_contiguous(), name, ": int64 and contiguous");
+  return x.const_data_ptr<int64_t>();
+}
+
+// Keys are [N, K, 16, D], or [T, K, D] with `rows`: the packed row of every slot of every block.
+template <typename T>
+Source<T> source(const Tensor& x, const std::optional<Tensor>& rows) {
+  if (rows) return {data<T>(x), 0, x.stride(1), x.stride(0), indices(*rows, "rows")};
+  return {data<T>(x), x.stride(0), x.stride(1), x.stride(2), nullptr};
+}
+
+void require_problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& plan, const Tensor& table,
+                     const std::optional<Tensor>& rows) {
+  TORCH_CHECK(k.sizes() == v.sizes() && k.size(-1) == q.size(2) && q.size(1) % k.size(1) == 0,
+              "q, k, v: heads must be whole groups, of one size");
+  TORCH_CHECK(rows || k.size(2) == lockstep::kBlock, "k: blocks of ", lockstep::kBlock, " keys");
+  indices(plan, "plan"), indices(table, "table");
+  require_plan(plan, table, q.size(0));
+  require_within(table, rows ? rows->size(0) : k.size(0), "table");
+  if (rows) indices(*rows, "rows"), require_within(*rows, k.size(0), "rows");
+}
+
+template <typename T>
+Problem<T> problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& plan, const Tensor& table,
+                   const std::optional<Tensor>& rows, double scale) {
+  const lockstep::Heads heads{(int)q.size(1), (int)k.size(1), (int)q.size(2)};
+  return {heads, data<T>(q), q.stride(0), q.stride(1), source<T>(k, rows), source<T>(v, rows),
+          reinterpret_cast<const Span*>(indices(plan, "plan")), plan.size(0), indices(table, "table"), (float)scale};
+}
+
+// -> rows [T, H, D] of q's dtype, log-normaliser fp32 [T, H]
+std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& plan,
+                                     const Tensor& table, const std::optional<Tensor>& rows, int64_t tile, double scale) {
+  const auto dtype = q_.scalar_type();
+  const Tensor q = dense_rows(q_, dtype, 3, "q");
+  const Tensor k = dense_rows(k_, dtype, rows ? 3 : 4, "k"), v = dense_rows(v_, dtype, rows ? 3 : 4, "v");
+  require_problem(q, k, v, plan, table, rows);
+  TORCH_CHECK(tile > 0, "tile: at least 1 row");
+  Tensor out = at::empty(q.sizes(), q.options());
+  Tensor normaliser = at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
+  if (dtype == at::kFloat)
+    lockstep::attend(problem<float>(q, k, v, plan, table, rows, scale), (int)tile, data<float>(out),
+                     data<float>(normaliser));
+  else
+    lockstep::attend(problem<uint16_t>(q, k, v, plan, table, rows, scale), (int)tile, data<uint16_t>(out),
+                     data<float>(normaliser));
+  return {out, normaliser};
+}
+
+} // namespace
+
+TORCH_LIBRARY(lockstep, m) {
+  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor plan, Tensor table, Tensor? rows, int tile, float scale)"
+        " -> (Tensor, Tensor)", &attention);
+}

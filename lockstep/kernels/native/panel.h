@@ -1,0 +1,221 @@
+// Sixteen keys (or values) of one head, widened to fp32 in a thread's own scratch, and the three small products that
+// attention is made of. All queries that see a block share one widening of it: the heads of a GQA group, and the rows of
+// a tile.
+//
+// Shapes: M query rows of one kv head (rows of a tile x heads of the group), D head dim, P = D rounded up to 16 lanes.
+//   turned   [P][16]  element d of all sixteen keys side by side: a dot product is one lane
+//   straight [16][P]  the rows themselves: a weighted sum of them is one register of columns
+// What is past D, or past the last visible key, is zero.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "lanes.h"
+
+namespace lockstep {
+
+constexpr int kBlock = 16; // keys in a step of the walk: KEY_BLOCK of attention.py
+static_assert(kBlock == kLanes, "one lane for each key of a block");
+
+constexpr int kRows = kWidth == 16 ? 6 : 1; // query rows in one product: what the registers hold
+constexpr int kDots = 4;                    // partial sums of a dot product, by d mod 4: their latencies overlap
+
+inline int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// Floats of one thread, on a cache line, zero at first.
+class Scratch {
+ public:
+  explicit Scratch(size_t count) {
+    const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes > 0 ? bytes : 64)));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_.get(), 0, bytes);
+    next_ = data_.get();
+  }
+  float* take(size_t count) { // a multiple of 16 keeps the next on a cache line
+    float* out = next_;
+    next_ += count;
+    return out;
+  }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> data_;
+  float* next_;
+};
+
+// Where a key lies: slot `s` of block `b` of a cache or, with `rows`, packed row rows[16 b + s].
+template <typename T>
+struct Source {
+  const T* base;
+  int64_t block, head, slot; // strides in elements
+  const int64_t* rows;
+
+  const T* at(int64_t b, int h, int s) const {
+    return rows ? base + rows[b * kBlock + s] * slot + h * head : base + b * block + h * head + s * slot;
+  }
+};
+
+#if !defined(__clang__)
+// Swap of off-diagonal blocks of side STEP: lanes of two rows that lie STEP apart.
+template <int STEP>
+struct Swap {
+  uint32_t low[kWidth], high[kWidth];
+  constexpr Swap() : low(), high() {
+    for (uint32_t i = 0; i < kWidth; ++i) {
+      low[i] = i & STEP ? i - STEP + kWidth : i;
+      high[i] = i & STEP ? i + kWidth : i + STEP;
+    }
+  }
+};
+
+template <int STEP>
+LOCKSTEP_INLINE void swap_blocks(Words* row) {
+  static constexpr Swap<STEP> swap{};
+  Words low, high;
+  std::memcpy(&low, swap.low, sizeof(low));
+  std::memcpy(&high, swap.high, sizeof(high));
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if (i & STEP) continue;
+    const Words a = row[i], b = row[i + STEP];
+    row[i] = __builtin_shuffle(a, b, low);
+    row[i + STEP] = __builtin_shuffle(a, b, high);
+  }
+}
+
+LOCKSTEP_INLINE void transpose(Words* row) {
+  swap_blocks<1>(row);
+  swap_blocks<2>(row);
+  if constexpr (kWidth > 4) swap_blocks<4>(row);
+  if constexpr (kWidth > 8) swap_blocks<8>(row);
+}
+
+// Columns [d, d + kWidth words) of kWidth keys; a word holds one float or two bfloat16.
+template <typename T>
+LOCKSTEP_INLINE void turn_square(const T* const* key, int d, float* turned) {
+  constexpr int each = 4 / sizeof(T);
+  Words row[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) std::memcpy(&row[i], key[i] + d, sizeof(Words));
+  transpose(row);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    const Words first = each == 2 ? row[i] << 16 : row[i], second = row[i] & 0xffff0000u;
+    std::memcpy(turned + (d + i * each) * kBlock, &first, sizeof(Words));
+    if (each == 2) std::memcpy(turned + (d + i * each + 1) * kBlock, &second, sizeof(Words));
+  }
+}
+#endif
+
+// Moves data only: no rounding here, so how a column was reached cannot show.
+template <typename T>
+void turn(const T* const* key, int count, int D, float* turned) {
+  int d = 0;
+#if !defined(__clang__)
+  if (count == kBlock) {
+    constexpr int columns = kWidth * 4 / sizeof(T);
+    for (; d + columns <= D; d += columns)
+      for (int first = 0; first < kBlock; first += kWidth) turn_square(key + first, d, turned + first);
+  }
+#endif
+  for (; d < D; ++d)
+    for (int s = 0; s < kBlock; ++s) turned[d * kBlock + s] = s < count ? widen(key[s][d]) : 0.0f;
+}
+
+template <typename T>
+LOCKSTEP_INLINE void widen_row(const T* from, int D, float* to) {
+  int d = 0;
+  for (; d + kLanes <= D; d += kLanes) store(to + d, load(from + d));
+  if (d < D) store(to + d, load(from + d, D - d));
+}
+
+template <typename T>
+void straighten(const T* const* row, int count, int D, float* straight) {
+  const int P = padded(D);
+  for (int s = 0; s < count; ++s) widen_row(row[s], D, straight + s * P);
+  std::memset(straight + count * P, 0, sizeof(float) * (kBlock - count) * P);
+}
+
+template <typename T>
+LOCKSTEP_INLINE void point(const Source<T>& source, int64_t block, int head, int count, const T** out) {
+  for (int s = 0; s < count; ++s) out[s] = source.at(block, head, s);
+}
+
+// dots[r] = x[r] . (sixteen keys); x is [R][P]
+template <int R>
+LOCKSTEP_INLINE void dot(const float* x, const float* turned, int P, Lanes* dots) {
+  Lanes sums[R][kDots];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < kDots; ++i) sums[r][i] = splat(0.0f);
+  for (int d = 0; d < P; d += kDots)
+#pragma GCC unroll 4
+    for (int i = 0; i < kDots; ++i) {
+      const Lanes key = load(turned + (d + i) * kBlock);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[r][i] = fma(splat(x[r * P + d + i]), key, sums[r][i]);
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) dots[r] = (sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]);
+}
+
+// out[r] = out[r] * decay[r] + sum over s of weights[r][s] * straight[s], s ascending; C registers of columns
+template <int R, int C>
+LOCKSTEP_INLINE void mix_columns(const float* weights, const float* straight, int P, const float* decay, float* out) {
+  Lanes sums[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sums[r][c] = load(out + r * P + c * kLanes) * splat(decay[r]);
+  for (int s = 0; s < kBlock; ++s)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const Lanes value = load(straight + s * P + c * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[r][c] = fma(splat(weights[r * kBlock + s]), value, sums[r][c]);
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) store(out + r * P + c * kLanes, sums[r][c]);
+}
+
+template <int R>
+LOCKSTEP_INLINE void mix(const float* weights, const float* straight, int P, const float* decay, float* out) {
+  int at = 0;
+  for (; at + 4 * kLanes <= P; at += 4 * kLanes) mix_columns<R, 4>(weights, straight + at, P, decay, out + at);
+  switch ((P - at) / kLanes) {
+    case 3: return mix_columns<R, 3>(weights, straight + at, P, decay, out + at);
+    case 2: return mix_columns<R, 2>(weights, straight + at, P, decay, out + at);
+    case 1: return mix_columns<R, 1>(weights, straight + at, P, decay, out + at);
+  }
+}
+
+// Calls body(number<R>, first row) over M rows, as many at a time as the registers hold. A row's own arithmetic is the
+// same for every R: all sums above are one row's, in one order.
+template <int R>
+struct number {
+  static constexpr int value = R;
+};
+
+template <typename Body>
+LOCKSTEP_INLINE void by_rows(int first, int M, const Body& body) {
+  for (; first + kRows <= M; first += kRows) body(number<kRows>{}, first);
+  if constexpr (kRows == 6) {
+    switch (M - first) {
+      case 5: return body(number<5>{}, first);
+      case 4: return body(number<4>{}, first);
+      case 3: return body(number<3>{}, first);
+      case 2: return body(number<2>{}, first);
+      case 1: return body(number<1>{}, first);
+    }
+  }
+}
+
+} // namespace lockstep
