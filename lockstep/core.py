@@ -61,6 +61,33 @@ class WeightVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdatePolicy:
+    """What new weights do to requests in flight, and to keys that old weights wrote.
+
+    `pause`: ``keep`` them, to go on under the new weights; ``wait`` until they have finished; ``abort`` them.
+    `kv`: ``keep`` all keys and what the prefix cache holds; ``salt``: who is in flight goes on over its keys, and
+    prefixes are only found among those of the new weights; ``recompute``: as salt, and who is in flight has its keys
+    made anew.
+
+    Tokens say which weights drew them, and `Provenance.spans` which wrote their keys, whatever the policy.
+    """
+
+    pause: Literal["keep", "wait", "abort"] = "keep"
+    kv: Literal["keep", "salt", "recompute"] = "salt"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """Token ids int32 [N] and the raw logprobs float32 [N - 1] that the publisher of weights gives to `token_ids[1:]`.
+
+    It proves that weights have arrived *and* are in use, copies that were derived from them included.
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
     """What a logprob means. Two numbers may be compared only if all of it agrees.
 

@@ -9,6 +9,7 @@ In: a model, its weights and their version; requests. Out: `Rollout`s.
 
 from __future__ import annotations
 
-from lockstep.engine.engine import Engine, Memory
+from lockstep.engine.accounting import Counters, Memory
+from lockstep.engine.engine import Engine
 
-__all__ = ["Engine", "Memory"]
+__all__ = ["Counters", "Engine", "Memory"]

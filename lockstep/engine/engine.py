@@ -1,4 +1,4 @@
-"""The engine: accepts requests, runs steps, hands out rollouts, takes new weights between requests.
+"""The engine: accepts requests, runs steps, hands out rollouts, takes new weights between two steps.
 
 In: `Request`s, prompts, weights with their version. Out: `Rollout`s, text as it is drawn. One caller at a time; calls
 may be interleaved (a generation in the middle of a stream): results depend on nothing but request and weights.
@@ -7,7 +7,6 @@ may be interleaved (a generation in the middle of a stream): results depend on n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,35 +15,25 @@ from torch import Tensor
 from lockstep import config as configuration
 from lockstep import models
 from lockstep.config import EngineConfig
-from lockstep.core import Request, Rollout, SamplingParams, WeightVersion
+from lockstep.core import Probe, Request, Rollout, SamplingParams, UpdatePolicy, WeightVersion
+from lockstep.engine.accounting import Counters, Memory
 from lockstep.engine.cache import PagePool
 from lockstep.engine.draw import draw
 from lockstep.engine.forward import last_hidden
 from lockstep.engine.kv import KeyValues
 from lockstep.engine.limits import Limits
+from lockstep.engine.probe import require_probe
 from lockstep.engine.prompt import Prompt, encode_all
 from lockstep.engine.request import Completion, Job
 from lockstep.engine.scheduler import Scheduler
 from lockstep.engine.text import StopText
-from lockstep.engine.weights import Weights
+from lockstep.engine.weights import Generation, Update, Weights
 from lockstep.errors import InputError, message
 from lockstep.kernels.allocator import keep_freed_memory
 from lockstep.models import Model
 from lockstep.models.checkpoint import digest, read_parameters
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Pages of the KV cache (`promised` ones are free, but spoken for) and bytes held."""
-
-    pages_free: int
-    pages_used: int
-    pages_promised: int
-    page_bytes: int
-    kv_bytes: int
-    weight_bytes: int
 
 
 class Engine:
@@ -81,6 +70,7 @@ class Engine:
             self.config.max_tokens_per_step,
             self.limits.max_completions,
         )
+        self._scheduler.new_weights(version.number, version.digest, "salt")
         self._finished: list[Completion] = []  # not yet handed out by `step`
 
     @classmethod
@@ -177,29 +167,63 @@ class Engine:
         self._abandon(jobs)
         return [self._rollout(completion) for completion in open_ones]
 
-    def update_weights(self, params: Mapping[str, Tensor], version: WeightVersion) -> None:
-        """Serve a copy of `params` from now on, or raise and go on serving the present ones: see weights.py.
+    def update_weights(
+        self,
+        params: Mapping[str, Tensor],
+        version: WeightVersion,
+        policy: UpdatePolicy | None = None,
+        *,
+        share: bool = False,
+        probe: Probe | None = None,
+    ) -> None:
+        """Serve `params` from the next step on, or raise and go on serving the present ones: see weights.py.
 
-        Raises `InputError` while requests are in flight: no completion has tokens of two versions.
+        `policy` says what becomes of requests in flight; nothing happens to them if the update fails. `share` keeps the
+        tensors instead of copying them; nobody may change them then. Raises `InputError` for a stale version, an update
+        that is open, or tensors that are not those of the model, `NumericsError` if they are not what `version` names,
+        or do not give the logprobs of `probe`.
         """
-        if self._scheduler.has_work:
-            ids = ", ".join(job.request.id for job in self._scheduler.jobs())
-            do = "Step until has_work is false, or abort them"
-            rule = "no request may be in flight"
-            raise InputError(message(f"weights (version {version})", rule, got=ids[:80], expected="none", do=do))
-        self.weights.replace(params, version)
+        update = self.weights.begin(version)
+        try:
+            self._install(self.weights.build(params, version, share=share), policy or UpdatePolicy(), probe)
+        finally:
+            update.cancel()
+
+    def begin_update(self, version: WeightVersion) -> Update:
+        """Take tensors one by one; `finish_update` installs them all, or none. Raises as `update_weights` does."""
+        return self.weights.begin(version)
+
+    def finish_update(self, update: Update, policy: UpdatePolicy | None = None, *, probe: Probe | None = None) -> None:
+        """Serve what was staged, under the rules of `update_weights`."""
+        self._install(update.finish(), policy or UpdatePolicy(), probe)
 
     def memory(self) -> Memory:
         """What is held now."""
         pool = self._scheduler.pool
         return Memory(
-            pool.free, pool.used, pool.promised, self.limits.page_bytes, self._kv.num_bytes,
+            pool.free, pool.used, pool.cached, self.limits.page_bytes, self._kv.num_bytes,
             self.weights.serving.num_bytes,
         )  # fmt: skip
 
+    def counters(self) -> Counters:
+        """What has happened since the engine was made."""
+        return Counters(self._scheduler.num_hits, self._scheduler.num_preemptions)
+
     def check(self) -> None:
-        """Prove the invariants of pages, promises and tables (see `Scheduler.check`)."""
+        """Prove the invariants of pages and tables (see `Scheduler.check`)."""
         self._scheduler.check()
+
+    def _install(self, generation: Generation, policy: UpdatePolicy, probe: Probe | None) -> None:
+        if probe is not None:
+            require_probe(probe, generation, self.model.arch)
+        if policy.pause == "abort":
+            jobs = list(self._scheduler.jobs())
+            self._finished += [c for j in jobs if not j.awaited for c in j.completions if c.finish_reason is None]
+            self._abandon(jobs)
+        while policy.pause == "wait" and self._scheduler.has_work:
+            self._advance()
+        self.weights.swap(generation)
+        self._scheduler.new_weights(generation.version.number, generation.version.digest, policy.kv)
 
     def _submit(self, request: Request, *, awaited: bool, streamed: bool = False) -> Job:
         params, tokenizer = request.params, self.model.tokenizer

@@ -4,8 +4,8 @@ In: a checked `Request`. Out: `Rollout`s. Plain state without decisions: schedul
 
     tokens   [ prompt ............ | drawn ............. | room ]
              0         computed    num_prompt     length      capacity
-    Keys of tokens[:computed] are in the cache. tokens[computed:length] is what the next forward runs; the row of the
-    last of them decides token `length`.
+    Keys of tokens[:computed] are in the cache. tokens[computed:length] is what the next forwards run; the row of the
+    last of them decides token `length`. A completion whose pages were taken away has computed = 0 and runs all again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lockstep.core import Contract, FinishReason, Logprobs, Path, Provenance, Request, Rollout, Support
+from lockstep.core import (
+    Contract,
+    FinishReason,
+    Logprobs,
+    Path,
+    Provenance,
+    Request,
+    Rollout,
+    SamplingParams,
+    Span,
+    Support,
+)
 
 if TYPE_CHECKING:
     from lockstep.engine.text import StopText
@@ -26,8 +37,8 @@ if TYPE_CHECKING:
 class Job:
     """One request in flight. `limit` is how many tokens a completion may have; `stop_ids` end it.
 
-    `awaited`: a call is waiting for this job, so `Engine.step` does not hand it out. `forked`: the prompt is in the
-    cache and every completion has a page table of its own.
+    `awaited`: a call is waiting for this job, so `Engine.step` does not hand it out. `forked`: the prompt has run once
+    and every completion goes its own way. `arrival` orders jobs.
     """
 
     request: Request
@@ -35,6 +46,8 @@ class Job:
     stop_ids: frozenset[int] = frozenset()
     awaited: bool = False
     forked: bool = False
+    arrival: int = 0
+    prompt_logprobs: list[np.ndarray] = field(default_factory=list)
     prompt: np.ndarray = field(init=False)
     completions: tuple[Completion, ...] = field(init=False)
 
@@ -50,7 +63,13 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Completion:
-    """Sample `index` of a job. `pages` are those of tokens[:computed], `promised` how many more it may take."""
+    """Sample `index` of a job.
+
+    `pages` hold the keys of tokens[:computed]; `page_keys` name the first of them that are full (None: they have keys
+    of mixed weights, which nobody else may find). `layout` is how the present keys were run, `past` what was run before
+    they were made anew. `hit`: positions whose keys were found in the cache. `recomputing`: its pages were taken away
+    after it had drawn.
+    """
 
     job: Job
     index: int
@@ -58,13 +77,18 @@ class Completion:
     key: np.ndarray | None = None  # of its uniforms
     finish_reason: FinishReason | None = None
     pages: list[int] = field(default_factory=list)
-    promised: int = 0
+    page_keys: list[bytes] | None = field(default_factory=list)
+    layout: list[Span] = field(default_factory=list)
+    past: tuple[Span, ...] = ()
+    hit: int = 0
+    recomputing: bool = False
     computed: int = 0
     length: int = 0
     tokens: np.ndarray = field(init=False)
     logprobs: np.ndarray = field(init=False)
     versions: np.ndarray = field(init=False)
     paths: np.ndarray = field(init=False)
+    cached: np.ndarray = field(init=False)
     supports: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,6 +98,7 @@ class Completion:
         self.logprobs = np.empty(self.job.limit, np.float32)
         self.versions = np.empty(self.job.limit, np.int32)
         self.paths = np.empty(self.job.limit, np.uint8)
+        self.cached = np.empty(self.job.limit, bool)
 
     @property
     def num_prompt(self) -> int:
@@ -83,6 +108,34 @@ class Completion:
     def num_drawn(self) -> int:
         return self.length - len(self.job.prompt)
 
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who came first; nobody has the order of another."""
+        return self.job.arrival, self.index
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """How all of it was run so far: see `core.Provenance`."""
+        return (*self.past, *self.layout)
+
+    def ran(self, start: int, end: int, version: int) -> None:
+        """Positions start .. end - 1 are in the cache now, run at `version`."""
+        assert start == (self.layout[-1].end if self.layout else 0), "keys are written in order"
+        if self.layout and self.layout[-1].version == version:
+            self.layout[-1] = Span(self.layout[-1].start, end, version)
+        else:
+            self.layout.append(Span(start, end, version))
+        versions = {span.version for span in self.spans}
+        if self.past and len(versions) == 1 and end >= max(span.end for span in self.past):
+            self.past = ()  # made anew at the same weights: the same bits, as if nothing had happened
+
+    def restart(self) -> None:
+        """Its pages are gone: run everything again."""
+        self.past, self.layout = self.spans, []
+        self.pages, self.page_keys = [], []
+        self.computed = self.hit = 0
+        self.recomputing = self.num_drawn > 0
+
     def append(self, token: int, logprob: float, version: int, path: Path, support: np.ndarray | None) -> None:
         """Record a drawn token and where it came from."""
         at = self.num_drawn
@@ -90,6 +143,7 @@ class Completion:
         self.logprobs[at] = logprob
         self.versions[at] = version
         self.paths[at] = path
+        self.cached[at] = (self if self.job.forked else self.job.completions[0]).hit > 0
         if support is not None:
             self.supports.append(support)
         self.length += 1
@@ -109,9 +163,19 @@ class Completion:
             finish_reason=self.finish_reason,
             params=request.params,
             sampler_logprobs=Logprobs(self.logprobs[:drawn].copy(), Contract.of(request.params, head_dtype, seen)),
-            provenance=Provenance(versions, self.paths[:drawn].copy(), np.zeros(drawn, bool)),
+            provenance=Provenance(versions, self.paths[:drawn].copy(), self.cached[:drawn].copy(), self.spans),
             support=_ragged(self.supports) if request.params.truncates else None,
+            prompt_logprobs=self._prompt_logprobs(head_dtype),
         )
+
+    def _prompt_logprobs(self, head_dtype: str) -> Logprobs | None:
+        """Those of prompt_ids[1:], if they were asked for and the whole prompt has run."""
+        params, pieces = self.job.request.params, self.job.prompt_logprobs
+        if not params.prompt_logprobs or sum(map(len, pieces)) != self.num_prompt - 1:
+            return None
+        plain = SamplingParams(temperature=params.temperature)
+        seen = tuple(sorted({span.version for span in self.spans if span.start < self.num_prompt}))
+        return Logprobs(np.concatenate([np.empty(0, np.float32), *pieces]), Contract.of(plain, head_dtype, seen))
 
 
 def _ragged(supports: Sequence[np.ndarray]) -> Support:

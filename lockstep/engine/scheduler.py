@@ -2,19 +2,23 @@
 
 In: jobs. Out: a `Step` for the engine to run and then `commit`. Nothing of ours is computed here, and no tensor.
 
-    add --> waiting --admit (all pages promised)--> active: prompt in chunks --fork--> n completions decode --> gone
+    add -> waiting --admit (prefix found in cache)--> active: prompt in chunks --fork--> n completions decode -> gone
+              ^                                         |
+              +-- preempt: pages taken away, run again -+   when no page is left, the latest arrival first
 
-Order of arrival is the order of everything, and nobody overtakes, so nobody starves. A step that failed may be planned
-again: keys are written twice with the same bits, pages are taken once.
+Order of arrival is the order of everything: nobody overtakes, so nobody starves, and the oldest is never preempted; as
+every completion fits into an empty cache, it always gets through. A step that failed may be planned again: keys are
+written twice with the same bits, pages are taken once.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lockstep.engine.cache import PagePool
+from lockstep.core import Span
+from lockstep.engine.cache import PagePool, page_key, root_key
 from lockstep.engine.request import Completion, Job
 
 
@@ -28,6 +32,15 @@ class Step:
     copies: tuple[tuple[int, int], ...]
 
 
+@dataclass(slots=True)
+class _Plan:
+    """A step in the making: tokens by completion, and what is left of the budget."""
+
+    budget: int
+    counts: dict[Completion, int] = field(default_factory=dict)
+    preempted: set[Completion] = field(default_factory=set)
+
+
 class Scheduler:
     """Continuous batching over a page pool; `max_tokens` rows a step, `max_completions` at work together."""
 
@@ -37,9 +50,13 @@ class Scheduler:
         self.page_size = page_size
         self.max_tokens = max_tokens
         self.max_completions = max_completions
-        self._waiting: deque[Job] = deque()
-        self._active: list[Completion] = []
-        self._admitted = 0  # unfinished completions of admitted jobs, forked or not
+        self.num_preemptions = 0
+        self.num_hits = 0  # tokens that were found in the cache
+        self._root = root_key("")
+        self._version = 0
+        self._arrivals = 0
+        self._waiting: list[Completion] = []  # in order; of a job that has not forked only the first completion
+        self._active: list[Completion] = []  # in order
         self._copies: dict[int, int] = {}  # target page -> source page, held until the copy is made
 
     @property
@@ -48,36 +65,33 @@ class Scheduler:
 
     def jobs(self) -> Iterator[Job]:
         """Jobs in flight, each once, in the order of arrival."""
-        yield from dict.fromkeys(completion.job for completion in self._active)
-        yield from self._waiting
+        everybody = sorted([*self._active, *self._waiting], key=lambda completion: completion.order)
+        yield from dict.fromkeys(completion.job for completion in everybody)
 
     def add(self, job: Job) -> None:
-        """Queue a job. It must fit into an empty engine: see `Limits.check`."""
-        assert self._worst_case(job) <= self.pool.num_pages, "refused at the door, not here"
+        """Queue a job. Each of its completions must fit into an empty engine: see `Limits.check`."""
+        assert self._pages(len(job.prompt) + job.limit - 1) <= self.pool.num_pages, "refused at the door, not here"
         assert len(job.completions) <= self.max_completions, "refused at the door, not here"
-        self._waiting.append(job)
+        self._arrivals += 1
+        job.arrival = self._arrivals
+        self._waiting.append(job.completions[0])
 
     def plan(self) -> Step:
         """Choose the tokens of the next step and take their pages; empty only if there is no work."""
-        budget = self.max_tokens
-        rows: list[tuple[Completion, int]] = []
-        prompts: list[Completion] = []
-        for completion in self._active:
-            if completion.length - completion.computed == 1:
-                rows.append((completion, 1))
-                budget -= 1
-            else:
-                prompts.append(completion)
-        for completion in prompts:
-            budget -= self._chunk(completion, budget, rows)
-        while budget > 0 and self._waiting and self._fits(self._waiting[0]):
-            budget -= self._chunk(self._admit(self._waiting.popleft()), budget, rows)
-        for completion, count in rows:
-            self._grow(completion, completion.computed + count)
+        plan = _Plan(self.max_tokens)
+        decodes = [c for c in self._active if c.length - c.computed == 1]
+        for completion in [*decodes, *(c for c in self._active if c.length - c.computed > 1)]:
+            self._include(completion, plan)
+        while plan.budget > 0 and self._waiting and not plan.preempted:
+            completion = self._waiting[0]
+            if not self._admit(completion):
+                break
+            self._include(completion, plan)
+        rows = [completion for completion in self._active if completion in plan.counts]
         return Step(
-            tuple(completion for completion, _ in rows),
-            tuple(completion.computed for completion, _ in rows),
-            tuple(count for _, count in rows),
+            tuple(rows),
+            tuple(completion.computed for completion in rows),
+            tuple(plan.counts[completion] for completion in rows),
             tuple((source, target) for target, source in self._copies.items()),
         )
 
@@ -88,112 +102,190 @@ class Scheduler:
             self.pool.release(source)
         for completion, start, count in zip(step.completions, step.starts, step.counts, strict=True):
             completion.computed = start + count
+            completion.ran(start, start + count, self._version)
+            completion.recomputing &= completion.computed < completion.length - 1
+            self._name_pages(completion)
             if not completion.job.forked and completion.computed >= completion.num_prompt:
                 self._fork(completion)
-        if any(completion.finish_reason is not None for completion in step.completions):
-            self._drop_finished()
+        self._drop_finished()
+
+    def new_weights(self, version: int, salt: str, kv: str) -> None:
+        """From the next step on, keys are written at `version`.
+
+        `kv` as in `core.UpdatePolicy`; under new weights prefixes are named after the new `salt`.
+        """
+        self._version = version
+        if kv == "keep" or (kv == "salt" and root_key(salt) == self._root):
+            return
+        self._root = root_key(salt)
+        self.pool.forget_all()
+        for completion in self._active[::-1]:
+            if kv == "recompute":
+                self._preempt(completion)
+            elif completion.computed:
+                completion.page_keys = None
 
     def abort(self, job: Job) -> None:
         """Take a job out, wherever it is; what it has drawn stays with it. Finished completions are left alone."""
-        stopped = [completion for completion in job.completions if completion.finish_reason is None]
-        for completion in stopped:
-            completion.finish_reason = "abort"
-        if job in self._waiting:
-            self._waiting.remove(job)
-            return
-        for completion in stopped:
-            if completion not in self._active:  # the prompt is not whole yet: no pages, only promises
-                self._release(completion)
+        for completion in job.completions:
+            if completion.finish_reason is None:
+                completion.finish_reason = "abort"
+        self._waiting = [completion for completion in self._waiting if completion.job is not job]
         self._drop_finished()
 
     def check(self) -> None:
-        """Prove that pages, promises and page tables agree with each other."""
-        admitted = [c for job in dict.fromkeys(c.job for c in self._active) for c in job.completions]
-        unfinished = [c for c in admitted if c.finish_reason is None]
-        tables = [*(c.pages for c in self._active), list(self._copies.values())]
-        self.pool.check(tables, sum(c.promised for c in admitted))
-        assert self._admitted == len(unfinished), f"{self._admitted} admitted, {len(unfinished)} found"
-        assert self._admitted <= self.max_completions, f"{self._admitted} of {self.max_completions} completions"
-        sources = Counter(self._copies.values())
+        """Prove that pages and page tables agree with each other, and that nobody writes where another reads."""
+        self.pool.check([*(c.pages for c in self._active), list(self._copies.values())])
+        assert self._room() >= 0, f"more than {self.max_completions} completions at work"
+        for queue in (self._active, self._waiting):
+            assert queue == sorted(queue, key=_order), "a queue is out of order"
+        for completion in self._waiting:
+            assert not completion.pages and not completion.computed, "who waits holds nothing"
+        everybody = [*self._active, *self._waiting]
+        assert len({id(completion) for completion in everybody}) == len(everybody), "a completion is queued twice"
         for completion in self._active:
             who = f"{completion.job.request.id}/{completion.index}"
             assert completion.finish_reason is None, f"{who} is finished and active"
             assert completion.computed < completion.length, f"{who} has nothing to run"
             assert len(completion.pages) >= self._pages(completion.computed), f"{who} lacks pages"
+            assert (completion.layout[-1].end if completion.layout else 0) == completion.computed, f"{who}: layout"
             for page in completion.pages[completion.computed // self.page_size :]:
-                holders = self.pool.references(page) - sources[page]  # copies are made before anything is written
-                assert holders == 1, f"{who} would write into page {page}, held {holders} times"
+                copied = page in self._copies.values()  # copies are made before anything is written
+                assert copied or self.pool.writable(page), f"{who} would write into page {page}, which others read"
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
-    def _worst_case(self, job: Job) -> int:
-        return worst_case_pages(len(job.prompt), len(job.completions), job.limit, self.page_size)
+    def _room(self) -> int:
+        """Completions that may still start; a job that has not forked needs room for all of its own."""
+        unforked = sum(len(c.job.completions) - 1 for c in self._active if not c.job.forked)
+        return self.max_completions - len(self._active) - unforked
 
-    def _fits(self, job: Job) -> bool:
-        room = self.max_completions - self._admitted
-        return len(job.completions) <= room and self._worst_case(job) <= self.pool.available
+    def _include(self, completion: Completion, plan: _Plan) -> None:
+        """Give `completion` what it can run of the budget, and the pages for it, unless it has just lost its own."""
+        count = min(completion.length - completion.computed, plan.budget)
+        if count <= 0 or completion in plan.preempted:
+            return
+        if self._secure(completion, completion.computed + count, plan):
+            plan.counts[completion] = count
+            plan.budget -= count
 
-    def _admit(self, job: Job) -> Completion:
-        """Promise the pages of the worst case. The first completion fills the prompt for all of them."""
-        self.pool.promise(self._worst_case(job))
-        total = self._pages(len(job.prompt) + job.limit - 1)
-        shared = len(job.prompt) // self.page_size
-        for completion in job.completions:
-            completion.promised = total if completion.index == 0 else total - shared
-        self._admitted += len(job.completions)
-        self._active.append(job.completions[0])
-        return job.completions[0]
-
-    def _chunk(self, completion: Completion, budget: int, rows: list[tuple[Completion, int]]) -> int:
-        count = min(completion.length - completion.computed, budget)
-        if count > 0:
-            rows.append((completion, count))
-        return count
-
-    def _grow(self, completion: Completion, tokens: int) -> None:
+    def _secure(self, completion: Completion, tokens: int, plan: _Plan) -> bool:
+        """Take the missing pages, if need be from those who came last; False if that is `completion` itself."""
         while len(completion.pages) < self._pages(tokens):
-            completion.pages.append(self.pool.take())
-            completion.promised -= 1
+            if self.pool.available:
+                completion.pages.append(self.pool.take())
+                continue
+            last = self._active[-1]
+            plan.budget += plan.counts.pop(last, 0)
+            plan.preempted.add(last)
+            self._preempt(last)
+            if last is completion:
+                return False
+        return True
+
+    def _preempt(self, completion: Completion) -> None:
+        self._active.remove(completion)
+        self._release(completion)
+        completion.restart()
+        if not completion.job.forked:
+            completion.job.prompt_logprobs.clear()
+        bisect.insort(self._waiting, completion, key=_order)
+        self.num_preemptions += 1
+
+    def _admit(self, completion: Completion) -> bool:
+        """Make the first in the queue active, over the keys of its beginning that the cache holds, if it has room."""
+        job = completion.job
+        if self._room() < (1 if job.forked else len(job.completions)):
+            return False
+        keys, pages = self._find(completion)
+        taken_from_cache = sum(self.pool.references(page) == 0 for page in pages)
+        if self.pool.available - taken_from_cache < self._pages(completion.length) - len(pages):
+            return False
+        self._waiting.remove(completion)
+        completion.page_keys = keys
+        for page in pages:
+            completion.pages.append(self.pool.hold(page))
+            for span in self.pool.spans(page):
+                completion.ran(span.start, span.end, span.version)
+        completion.hit = completion.computed = len(pages) * self.page_size
+        self.num_hits += completion.hit
+        bisect.insort(self._active, completion, key=_order)
+        return True
+
+    def _find(self, completion: Completion) -> tuple[list[bytes], list[int]]:
+        """Keys and pages of the longest known beginning. The last token always runs: its row decides the next.
+
+        Who runs again may only find keys of the present weights, so that versions rise along its spans.
+        """
+        keys: list[bytes] = []
+        pages: list[int] = []
+        if completion.job.request.params.prompt_logprobs and not completion.job.forked:
+            return keys, pages  # every row of the prompt is wanted
+        while len(pages) < (completion.length - 1) // self.page_size:
+            key = self._next_key(completion, keys)
+            page = self.pool.find(key)
+            if page is None or (completion.past and any(s.version != self._version for s in self.pool.spans(page))):
+                break
+            keys.append(key)
+            pages.append(page)
+        return keys, pages
+
+    def _next_key(self, completion: Completion, keys: list[bytes]) -> bytes:
+        start = len(keys) * self.page_size
+        return page_key(keys[-1] if keys else self._root, completion.tokens[start : start + self.page_size])
+
+    def _name_pages(self, completion: Completion) -> None:
+        keys, size = completion.page_keys, self.page_size
+        while keys is not None and len(keys) < completion.computed // size:
+            at = len(keys)
+            keys.append(self._next_key(completion, keys))
+            self.pool.register(completion.pages[at], keys[at], _within(completion.layout, at * size, (at + 1) * size))
 
     def _fork(self, first: Completion) -> None:
-        """Whoever goes on shares the full pages of the prompt, and gets a copy of the last one if it is partial."""
-        job = first.job
-        job.forked = True
+        """Whoever goes on shares the full pages of the prompt, and gets a copy of the last one if it is partial.
+
+        Who gets no page for the copy runs its prompt again, when there is room.
+        """
+        first.job.forked = True
         full, partial = divmod(first.num_prompt, self.page_size)
-        for completion in job.completions[1:]:
+        for completion in first.job.completions[1:]:
+            completion.layout, completion.hit = list(first.layout), first.hit
             if completion.finish_reason is not None:
-                self._release(completion)
                 continue
-            completion.pages = [self.pool.share(page) for page in first.pages[:full]]
+            if partial and not self.pool.available:
+                completion.restart()
+                bisect.insort(self._waiting, completion, key=_order)
+                continue
+            completion.pages = [self.pool.hold(page) for page in first.pages[:full]]
             if partial:
-                self._grow(completion, first.num_prompt)
-                self._copies[completion.pages[full]] = self.pool.share(first.pages[full])
+                completion.pages.append(self.pool.take())
+                self._copies[completion.pages[full]] = self.pool.hold(first.pages[full])
+            completion.page_keys = None if first.page_keys is None else list(first.page_keys)
             completion.computed = first.num_prompt
-            self._active.append(completion)
+            bisect.insort(self._active, completion, key=_order)
 
     def _drop_finished(self) -> None:
-        for completion in self._active:
-            if completion.finish_reason is not None:
-                self._release(completion)
-        self._active = [completion for completion in self._active if completion.finish_reason is None]
+        finished = [completion for completion in self._active if completion.finish_reason is not None]
+        for completion in finished:
+            self._release(completion)
+            completion.pages = []
+        if finished:
+            self._active = [completion for completion in self._active if completion.finish_reason is None]
 
     def _release(self, completion: Completion) -> None:
-        for page in completion.pages:
+        """Give its pages back, the last one first, so that a prefix outlives what follows it."""
+        for page in reversed(completion.pages):
             if page in self._copies:  # a copy into it that nobody needs any more
                 self.pool.release(self._copies.pop(page))
             self.pool.release(page)
-        completion.pages = []
-        self.pool.cancel(completion.promised)
-        completion.promised = 0
-        self._admitted -= 1
 
 
-def worst_case_pages(num_prompt: int, n: int, limit: int, page_size: int) -> int:
-    """Pages that `n` completions of `limit` tokens can need: the prompt's full pages once, the rest n times.
+def _order(completion: Completion) -> tuple[int, int]:
+    return completion.order
 
-    The key of the last token is never stored.
-    """
-    total = -(-(num_prompt + limit - 1) // page_size)
-    shared = num_prompt // page_size
-    return shared + n * (total - shared)
+
+def _within(layout: list[Span], start: int, end: int) -> tuple[Span, ...]:
+    """The parts of a layout between two positions."""
+    cut = (Span(max(span.start, start), min(span.end, end), span.version) for span in layout)
+    return tuple(span for span in cut if span.start < span.end)

@@ -2,7 +2,8 @@
 
 In: parameters and the version that names them. Out: a `Generation`, which is all that a forward reads.
 
-    manifest (names, shapes, dtypes) -> stage a copy -> finite? -> its digest = the version's? -> derived head -> swap
+    begin -> stage tensors -> manifest (names, shapes, dtypes) -> finite? -> their digest = the version's?
+          -> derived head -> probe logprobs, if the publisher gave some -> swap, between two steps -> cache policy
     Any failure on the way leaves the old generation serving, and the version where it was.
 
 Version, parameters and head change in one assignment, so none of them can be ahead of the others.
@@ -42,7 +43,7 @@ class Generation:
 class Weights:
     """Holds the serving generation."""
 
-    __slots__ = ("_arch", "_current", "_device", "_dtype", "_head_dtype")
+    __slots__ = ("_arch", "_current", "_device", "_dtype", "_head_dtype", "_open")
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Weights:
         self._head_dtype: Literal["float32", "model"] = head_dtype
         self._device = torch.device(device)
         self._current: Generation | None = None
+        self._open: WeightVersion | None = None
 
     @property
     def serving(self) -> Generation:
@@ -64,15 +66,29 @@ class Weights:
         return self._current
 
     def replace(self, params: Mapping[str, Tensor], version: WeightVersion) -> None:
-        """Serve a copy of `params` from now on.
-
-        Raises `InputError` for a stale version or tensors that are not those of the architecture, `NumericsError` if
-        the copy is not what `version` names. Nothing has changed then.
-        """
+        """Serve a copy of `params` from now on, or raise and change nothing."""
         self._check_order(version)
+        self.swap(self.build(params, version, share=False))
+
+    def begin(self, version: WeightVersion) -> Update:
+        """Start an update; nothing changes before its `commit`. Raises `InputError` for a stale version, or if another
+        update is open.
+        """
+        if self._open is not None:
+            do = "Commit or cancel the one that is open"
+            raise _refused(version, "one update at a time", f"{self._open} is open", "none", do)
+        self._check_order(version)
+        self._open = version
+        return Update(self, version)
+
+    def build(self, params: Mapping[str, Tensor], version: WeightVersion, *, share: bool) -> Generation:
+        """A generation of `params` that could serve, or the error that says why it cannot; see `Engine.update_weights`.
+
+        `share`: keep the tensors themselves; the caller promises that nobody changes them any more.
+        """
         self._check_manifest(params, version)
         staged = {
-            name: params[name].detach().to(self._device, copy=True).contiguous()
+            name: (params[name].detach().to(self._device, copy=not share)).contiguous()
             for name in self._arch.parameter_shapes()
         }
         for name, tensor in staged.items():
@@ -84,7 +100,16 @@ class Weights:
             rule = "the engine must hold what the version names"
             do = "Publish the weights again; the older ones still serve"
             raise NumericsError(message(f"weights (version {version})", rule, got=held, expected=version.digest, do=do))
-        self._current = Generation(staged, head_weight(staged, self._arch, self._head_dtype), version)
+        return Generation(staged, head_weight(staged, self._arch, self._head_dtype), version)
+
+    def swap(self, generation: Generation) -> None:
+        """Serve `generation` from the next forward on."""
+        self._check_order(generation.version)
+        self._current = generation
+
+    def close(self) -> None:
+        """The open update is over, whatever came of it."""
+        self._open = None
 
     def _check_order(self, version: WeightVersion) -> None:
         """Versions rise; the present one may come again (a reload) if it is the same."""
@@ -107,6 +132,36 @@ class Weights:
                 raise _refused(version, f"shape of {name}", tuple(tensor.shape), shape, do)
             if tensor.dtype != self._dtype:
                 raise _refused(version, f"dtype of {name}", tensor.dtype, self._dtype, do)
+
+
+class Update:
+    """An open update: tensors come in one by one, in any order; `finish` builds the generation from all of them."""
+
+    __slots__ = ("_params", "_weights", "version")
+
+    def __init__(self, weights: Weights, version: WeightVersion) -> None:
+        self._weights = weights
+        self._params: dict[str, Tensor] = {}
+        self.version = version
+
+    def stage(self, name: str, tensor: Tensor) -> None:
+        """Take a copy of one tensor. Raises `InputError` if it came already."""
+        if name in self._params:
+            do = "Send every tensor once"
+            raise _refused(self.version, "every parameter comes once", f"{name} twice", "once", do)
+        self._params[name] = tensor.detach().clone()
+
+    def finish(self) -> Generation:
+        """Close the update; the generation of what was staged, or the error that says why it cannot serve."""
+        try:
+            return self._weights.build(self._params, self.version, share=True)
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Close the update; nothing has changed."""
+        self._params = {}
+        self._weights.close()
 
 
 def _refused(version: WeightVersion, rule: str, got: object, expected: object, do: str) -> InputError:

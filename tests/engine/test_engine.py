@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lockstep
-from lockstep.core import Request, Sampler, SamplingParams, WeightVersion
+from lockstep.core import Path, Request, Sampler, SamplingParams, WeightVersion
 from lockstep.engine import engine as module
 from lockstep.errors import ConfigError, InputError, ModelError, NumericsError
 from lockstep.models.checkpoint import digest
@@ -33,7 +33,8 @@ def engine(llama):
     yield built
     built.check()
     assert not built.has_work
-    assert built.memory().pages_used == built.memory().pages_promised == 0, "a page was left behind"
+    memory = built.memory()
+    assert (memory.pages_used, memory.pages_free + memory.pages_cached) == (0, memory.kv_bytes // memory.page_bytes)
 
 
 def test_load_and_generate_by_directory(llama):
@@ -199,12 +200,42 @@ def test_an_id_in_flight_is_refused(engine):
         ([Request("a", (5,), FREE), Request("b", (), FREE)], r"\(b\): a prompt has tokens"),
         ([Request("a", (5,), FREE), Request("b", (61,), FREE)], r"\(b\): token ids must be in the vocabulary"),
         ([Request("a", (5,) * 256, FREE)], "256 tokens, expected at most 255"),
-        ([Request("a", (5,), replace(FREE, n=30, max_tokens=250))], r"KV cache - got 480 pages \(0.005\d* GB\)"),
     ],
 )
 def test_a_bad_batch_is_refused_before_any_of_it_runs(engine, batch, words):
     with pytest.raises(InputError, match=words):
         engine.sample(batch)
+
+
+def test_a_cache_too_small_for_one_completion_is_refused_with_what_it_needs(llama):
+    small = llama.engine(kv_cache_gb=0.00006)
+    with pytest.raises(InputError, match=r"KV cache - got 16 pages \(\S+ GB\).*Raise engine.kv_cache_gb to 0.000\d+"):
+        small.sample([Request("a", (5,), replace(FREE, max_tokens=250))])
+
+
+def test_many_completions_in_a_small_cache_take_turns(llama):
+    ask = [Request(str(i), (5, 6, 7 + i), replace(FREE, n=3, max_tokens=40)) for i in range(4)]
+    expected = llama.engine().sample(ask)
+    small = llama.engine(kv_cache_gb=0.00006)
+    got = small.sample(ask)
+    assert same(got, expected)
+    assert small.counters().preemptions > 3
+    assert any((r.provenance.path == Path.RECOMPUTE).any() for r in got)
+    assert not any((r.provenance.path == Path.RECOMPUTE).any() for r in expected)
+    small.check()
+
+
+def test_a_known_beginning_is_not_run_again_and_moves_no_bit(llama, engine):
+    first = Request("a", tuple(range(1, 40)), FREE)
+    second = Request("b", (*range(1, 36), 50, 51), replace(FREE, n=2))
+    expected = llama.engine().sample([second])
+    engine.sample([first])
+    got = engine.sample([second])
+    assert same(got, expected)
+    assert engine.counters().prefix_tokens == 32
+    assert all(r.provenance.cached.all() for r in got)
+    assert not any(r.provenance.cached.any() for r in expected)
+    assert got[0].provenance.spans == expected[0].provenance.spans
 
 
 def test_the_context_ends_a_completion(llama):
@@ -283,15 +314,6 @@ def test_a_refused_update_changes_no_result_and_no_version(llama, engine):
     assert same(engine.generate("abc", FREE), before)
 
 
-def test_weights_do_not_change_under_a_request(llama, engine):
-    engine.add(Request("slow", (5, 6), FREE))
-    engine.step()
-    with pytest.raises(InputError, match=r"no request may be in flight - got slow"):
-        engine.update_weights(llama.params, replace(llama.version, number=1))
-    engine.abort("slow")
-    engine.update_weights(llama.params, replace(llama.version, number=1))
-
-
 def test_weights_that_are_not_the_versions_are_refused_at_the_start(llama):
     with pytest.raises(NumericsError):
         module.Engine(llama.model, llama.params, WeightVersion(0, "0" * 64), llama.engine().config)
@@ -305,9 +327,10 @@ def test_memory_counts_pages_and_bytes(llama, engine):
     engine.step()
     engine.step()
     memory = engine.memory()
-    assert (memory.pages_used, memory.pages_promised) == (3, 2)  # 1 shared, 2 partial; then a third page each
+    assert (memory.pages_used, memory.pages_cached) == (3, 0)  # 1 shared, 2 partial
     assert memory.pages_free + memory.pages_used == empty.pages_free
     engine.abort("a")
+    assert (engine.memory().pages_used, engine.memory().pages_cached) == (0, 1), "a full page may be found again"
 
 
 def test_the_samplers_of_generation_config_do_not_leak_in(llama, tmp_path):

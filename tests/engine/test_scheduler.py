@@ -1,54 +1,61 @@
-"""The scheduler over a pretended cache in which every slot remembers the tokens it was computed from.
+"""The scheduler over a pretended cache in which every slot remembers the tokens and weights it was computed from.
 
-If a page is shared wrongly, freed too early, copied too late or written twice, a slot holds another prefix than the
-completion that reads it, and the machine says so.
+If a page is shared wrongly, freed too early, copied too late, written twice or found under the wrong key, a slot holds
+another history than the completion that reads it, and the machine says so.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lockstep.core import Path, Request, SamplingParams
+from lockstep.core import Path, Request, SamplingParams, Span
 from lockstep.engine.cache import PagePool
-from lockstep.engine.request import Job
-from lockstep.engine.scheduler import Scheduler, Step, worst_case_pages
+from lockstep.engine.request import Completion, Job
+from lockstep.engine.scheduler import Scheduler, Step
 
 
-def make_job(name: str, num_prompt: int, n: int = 1, limit: int = 4) -> Job:
-    ids = tuple((7 * i + len(name)) % 11 for i in range(num_prompt))
-    return Job(Request(name, ids, SamplingParams(n=n, max_tokens=limit)), limit)
+def make_job(name: str, num_prompt: int, n: int = 1, limit: int = 4, *, salt: int | None = None, **params) -> Job:
+    """Prompts of one salt share a beginning, so that the prefix cache has something to find."""
+    ids = tuple((7 * i + (len(name) if salt is None else salt)) % 11 for i in range(num_prompt))
+    return Job(Request(name, ids, SamplingParams(n=n, max_tokens=limit, **params)), limit)
 
 
 class Cache:
-    """What each slot was computed from."""
+    """What each slot was computed from: (token, weight version) of every position up to its own."""
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
-        self.slots: dict[tuple[int, int], tuple[int, ...] | None] = {}
+        self.slots: dict[tuple[int, int], tuple[tuple[int, int], ...] | None] = {}
 
-    def run(self, step: Step) -> None:
+    def run(self, step: Step, version: int) -> None:
         """Copies, then writes, then reads, as the forward does."""
         for source, target in step.copies:
             for at in range(self.page_size):
                 self.slots[target, at] = self.slots.get((source, at))
         spans = list(zip(step.completions, step.starts, step.counts, strict=True))
         for completion, start, count in spans:
+            self.read(completion, start)
             for at in range(start, start + count):
-                self.slots[self.place(completion, at)] = prefix(completion, at)
+                before = self.slots[self.place(completion, at - 1)] if at else ()
+                assert before is not None, "a slot before it is empty"
+                self.slots[self.place(completion, at)] = (*before, (int(completion.tokens[at]), version))
         for completion, start, count in spans:
-            for at in range(start + count):
-                assert self.slots[self.place(completion, at)] == prefix(completion, at), "a key of other tokens"
+            self.read(completion, start, extra=(count, version))
 
-    def place(self, completion, at: int) -> tuple[int, int]:
+    def read(self, completion: Completion, until: int, extra: tuple[int, int] = (0, 0)) -> None:
+        """Every key must be of the completion's own tokens, run at the weights that its layout says."""
+        versions = [span.version for span in completion.layout for _ in range(span.start, span.end)]
+        expected = zip(completion.tokens, [*versions[:until], *[extra[1]] * extra[0]], strict=False)
+        whole = tuple((int(token), version) for token, version in expected)
+        assert len(whole) == until + extra[0], "the layout covers what is computed"
+        for at in range(until + extra[0]):
+            assert self.slots[self.place(completion, at)] == whole[: at + 1], "a key of other tokens or weights"
+
+    def place(self, completion: Completion, at: int) -> tuple[int, int]:
         return completion.pages[at // self.page_size], at % self.page_size
-
-
-def prefix(completion, at: int) -> tuple[int, ...]:
-    return tuple(completion.tokens[: at + 1].tolist())
 
 
 def drawers(step: Step):
@@ -57,25 +64,29 @@ def drawers(step: Step):
             yield from (completion,) if completion.job.forked else completion.job.completions
 
 
+def pages_of(num_prompt: int, limit: int, page_size: int) -> int:
+    return -(-(num_prompt + limit - 1) // page_size)
+
+
 class Schedules(RuleBasedStateMachine):
-    """Random arrivals, sizes, ends, aborts and failures."""
+    """Random arrivals, sizes, shared beginnings, memory pressure, ends, aborts, failures, and new weights."""
 
     @initialize(pages=st.integers(3, 12), size=st.integers(1, 4), budget=st.integers(2, 9), together=st.integers(1, 5))
     def begin(self, pages, size, budget, together):
         self.scheduler = Scheduler(PagePool(pages), size, budget, min(together, budget))
         self.cache = Cache(size)
+        self.version = 0
         self.jobs: list[Job] = []
         self.seen: list[Job] = []  # in the order of their first row
-        self.rows: dict[Job, int] = {}
-        self.failed = False
+        self.drawn: dict[Completion, list[int]] = {}  # the version at which each token was drawn
 
-    @rule(num_prompt=st.integers(1, 14), n=st.integers(1, 4), limit=st.integers(1, 6))
-    def add(self, num_prompt, n, limit):
+    @rule(num_prompt=st.integers(1, 14), n=st.integers(1, 4), limit=st.integers(1, 6), salt=st.integers(0, 2))
+    def add(self, num_prompt, n, limit, salt):
         s = self.scheduler
-        n = min(n, s.max_completions)
-        while worst_case_pages(num_prompt, n, limit, s.page_size) > s.pool.num_pages:
-            num_prompt, n, limit = max(1, num_prompt - 1), max(1, n - 1), max(1, limit - 1)
-        job = make_job(f"r{len(self.jobs)}", num_prompt, n, limit)
+        while pages_of(num_prompt, limit, s.page_size) > s.pool.num_pages:
+            num_prompt, limit = max(1, num_prompt - 1), max(1, limit - 1)
+        name = f"r{len(self.jobs)}"
+        job = make_job(name, num_prompt, min(n, s.max_completions), limit, salt=salt, prompt_logprobs=salt == 2)
         s.add(job)
         self.jobs.append(job)
 
@@ -90,8 +101,7 @@ class Schedules(RuleBasedStateMachine):
         """The forward ran, or half of it, and what it drew was lost."""
         step = self.scheduler.plan()
         self.note(step)
-        self.cache.run(step)
-        self.failed = True
+        self.cache.run(step, self.version)
 
     @precondition(lambda self: any(not job.done for job in self.jobs))
     @rule(data=st.data())
@@ -99,22 +109,26 @@ class Schedules(RuleBasedStateMachine):
         job = data.draw(st.sampled_from([job for job in self.jobs if not job.done]))
         self.scheduler.abort(job)
         assert job.done
-        assert all(not c.pages and not c.promised for c in job.completions)
+        assert all(not c.pages for c in job.completions)
+
+    @rule(kv=st.sampled_from(["keep", "salt", "recompute"]), same=st.booleans())
+    def new_weights(self, kv, same):
+        self.version += not same
+        self.scheduler.new_weights(self.version, str(self.version), kv)
 
     def run_step(self, token):
         s = self.scheduler
-        waiting = [c for c in s._active if c.length - c.computed == 1]
         step = s.plan()
         assert 0 < sum(step.counts) <= s.max_tokens
         assert min(step.counts) > 0
-        assert set(waiting) <= set(step.completions), "a decode waited"
-        self.cache.run(step)
+        waiting = [c for c in s._active if c.length - c.computed == 1 and c not in step.completions]
+        assert not waiting, "a decode waited"
+        self.cache.run(step, self.version)
         self.note(step)
-        for completion, count in zip(step.completions, step.counts, strict=True):
-            self.rows[completion.job] = self.rows.get(completion.job, 0) + count
         for completion in list(drawers(step)):
             value = token()
-            completion.append(value, -1.0, 0, Path.DECODE, None)
+            completion.append(value, -1.0, self.version, Path.DECODE, None)
+            self.drawn.setdefault(completion, []).append(self.version)
             if value == 0:
                 completion.finish_reason = "stop"
             elif completion.num_drawn == completion.job.limit:
@@ -132,11 +146,23 @@ class Schedules(RuleBasedStateMachine):
         assert set(self.scheduler.jobs()) == {job for job in self.jobs if not job.done}
         order = [self.jobs.index(job) for job in self.seen]
         assert order == sorted(order), "a request overtook another"
+        for completion in self.scheduler._active:
+            self.cache.read(completion, completion.computed if not self.pending(completion) else 0)
         for job in self.jobs:
-            reasons = {c.finish_reason for c in job.completions}
-            if job.done and "abort" not in reasons and not self.failed:
-                decoded = sum(c.num_drawn - 1 for c in job.completions)
-                assert self.rows[job] == len(job.prompt) + decoded, "the prompt runs exactly once"
+            for completion in job.completions:
+                self.explains(completion)
+
+    def pending(self, completion):
+        return any(page in self.scheduler._copies for page in completion.pages)
+
+    def explains(self, completion):
+        """The spans say for every drawn token at which weights its row ran, and versions rise."""
+        spans = completion.spans
+        assert [s.version for s in spans] == sorted(s.version for s in spans), "versions rise"
+        for t, version in enumerate(self.drawn.get(completion, [])):
+            at = completion.num_prompt + t - 1
+            own = [span for span in spans if span.version == version and span.start <= at < span.end]
+            assert own, f"no span of version {version} runs position {at}: {spans}"
 
     def teardown(self):
         if hasattr(self, "scheduler"):
@@ -146,7 +172,8 @@ class Schedules(RuleBasedStateMachine):
                 self.run_step(lambda: 1)
                 self.scheduler.check()
             assert all(job.done for job in self.jobs), "somebody starved"
-            assert self.scheduler.pool.free == self.scheduler.pool.num_pages
+            pool = self.scheduler.pool
+            assert pool.free + pool.cached == pool.num_pages, "a page leaked"
 
 
 TestSchedules = Schedules.TestCase
@@ -196,22 +223,92 @@ def test_samples_that_end_with_their_first_token_take_no_page():
     s = Scheduler(PagePool(8), 4, max_tokens=16, max_completions=8)
     s.add(make_job("a", 6, n=4, limit=1))
     finish_step(s, s.plan())
-    assert (s.has_work, s.pool.free) == (False, 8)
+    assert (s.has_work, s.pool.free, s.pool.cached) == (False, 7, 1)
 
 
-def test_the_worst_case_is_promised_so_that_nobody_is_evicted():
-    s = Scheduler(PagePool(6), 4, max_tokens=16, max_completions=8)
-    s.add(make_job("a", 5, n=2, limit=4))  # 1 shared + 2 x 1 partial
-    s.add(make_job("b", 4, n=1, limit=9))  # 3 pages
-    s.add(make_job("c", 1, n=1, limit=1))  # would fit, but does not overtake
-    s.add(make_job("d", 12, n=1, limit=13))  # 6 pages: the whole pool
-    step = s.plan()
-    assert [c.job.request.id for c in step.completions] == ["a", "b"]
-    assert s.pool.available == 0
-    while s.has_work:
+def run_all(s: Scheduler) -> None:
+    for _ in range(200):
+        if not s.has_work:
+            return
         finish_step(s, s.plan())
         s.check()
-    assert s.pool.free == 6
+    raise AssertionError("it never ends")
+
+
+def test_who_came_last_gives_its_pages_to_who_came_first():
+    s = Scheduler(PagePool(4), 4, max_tokens=16, max_completions=8)
+    early, late = make_job("early", 7, limit=9), make_job("late", 7, limit=9, salt=9)
+    s.add(early)
+    s.add(late)
+    finish_step(s, s.plan())
+    assert all(len(job.completions[0].pages) == 2 for job in (early, late))
+    finish_step(s, s.plan())
+    step = s.plan()  # position 8 needs a third page
+    assert step.completions == early.completions
+    assert late.completions[0].recomputing
+    assert s.num_preemptions == 1
+    run_all(s)
+    assert late.completions[0].num_drawn == 9
+    assert late.completions[0].spans == (Span(0, 15, 0),), "the same weights: as if nothing had happened"
+
+
+def test_a_beginning_that_is_known_does_not_run_again():
+    s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
+    s.add(make_job("first", 10, salt=1))
+    run_all(s)
+    s.add(make_job("second", 14, salt=1))
+    step = s.plan()
+    assert (step.starts, step.counts) == ((8,), (6,))
+    assert s.num_hits == 8
+    finish_step(s, step)
+    assert step.completions[0].cached[0]
+    assert step.completions[0].spans == (Span(0, 14, 0),)
+
+
+def test_a_prompt_whose_logprobs_are_wanted_runs_whole():
+    s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
+    s.add(make_job("first", 10, salt=1))
+    run_all(s)
+    s.add(make_job("second", 14, salt=1, prompt_logprobs=True))
+    assert s.plan().counts == (14,)
+
+
+@pytest.mark.parametrize(("kv", "hits"), [("keep", 8), ("salt", 0), ("recompute", 0)])
+def test_only_keep_lets_new_requests_find_keys_of_old_weights(kv, hits):
+    s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
+    s.add(make_job("first", 10, salt=1))
+    run_all(s)
+    s.new_weights(1, "other", kv)
+    s.add(make_job("second", 14, salt=1))
+    finish_step(s, s.plan())
+    assert s.num_hits == hits
+    spans = next(s.jobs()).completions[0].spans
+    assert spans == ((Span(0, 8, 0), Span(8, 14, 1)) if hits else (Span(0, 14, 1),))
+
+
+def test_an_identity_update_keeps_the_prefix_cache():
+    s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
+    s.new_weights(0, "same", "salt")
+    s.add(make_job("first", 10, salt=1))
+    run_all(s)
+    s.new_weights(0, "same", "salt")
+    s.add(make_job("second", 14, salt=1))
+    s.plan()
+    assert s.num_hits == 8
+
+
+@pytest.mark.parametrize(
+    ("kv", "spans"),
+    [("keep", (Span(0, 6, 0), Span(6, 7, 1))), ("recompute", (Span(0, 6, 0), Span(0, 7, 1)))],
+)
+def test_spans_say_how_a_completion_lived_through_an_update(kv, spans):
+    s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
+    job = make_job("a", 6)
+    s.add(job)
+    finish_step(s, s.plan())
+    s.new_weights(1, "1", kv)
+    finish_step(s, s.plan())
+    assert job.completions[0].spans == spans
 
 
 def test_the_number_of_completions_at_work_is_bounded():
@@ -233,7 +330,7 @@ def test_abort_gives_everything_back(steps):
         finish_step(s, s.plan())
     s.abort(job)
     s.check()
-    assert (s.has_work, s.pool.free, s.pool.promised) == (False, 10, 0)
+    assert (s.has_work, s.pool.used, s.pool.available) == (False, 0, 10)
     s.abort(job)  # again: nothing happens
     s.check()
 
@@ -245,23 +342,6 @@ def test_check_finds_a_page_with_two_writers():
     finish_step(s, s.plan())
     first, second = job.completions
     s._release(second)
-    second.pages = [s.pool.share(page) for page in first.pages]
-    s._admitted += 1
+    second.pages = [s.pool.hold(page) for page in first.pages]
     with pytest.raises(AssertionError, match="would write"):
         s.check()
-
-
-@pytest.mark.parametrize(
-    ("num_prompt", "n", "limit", "pages"), [(1, 1, 1, 1), (4, 1, 1, 1), (4, 1, 2, 2), (4, 3, 5, 4), (5, 3, 4, 4)]
-)
-def test_worst_case(num_prompt, n, limit, pages):
-    assert worst_case_pages(num_prompt, n, limit, 4) == pages
-    s = Scheduler(PagePool(pages), 4, max_tokens=16, max_completions=4)
-    s.add(make_job("a", num_prompt, n, limit))
-    used = 0
-    while s.has_work:
-        step = s.plan()
-        used = max(used, s.pool.used)
-        finish_step(s, step)
-    assert used == pages, "the worst case is met, not only bounded"
-    assert np.all([s.pool.references(page) == 0 for page in range(pages)])
