@@ -1,9 +1,9 @@
 """One forward pass over all tokens of a step, whatever completions and chunks they belong to.
 
 In: a `Step` and the serving generation. Out: the hidden row that decides each completion's next token. Keys and values
-of the step's tokens are in the cache afterwards.
+of the step's tokens are in the cache afterwards, and jobs that want logprobs of their prompt have those of its rows.
 
-Letters: T packed tokens, S completions, E hidden size, K kv heads, D head dim.
+Letters: T packed tokens, S completions, N prompt tokens that are predicted, E hidden size, K kv heads, D head dim.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lockstep.engine.kv import KeyValues
 from lockstep.engine.scheduler import Step
 from lockstep.engine.weights import Generation
 from lockstep.kernels.attention import paged_attention, plan_tiles, slots, write_kv
+from lockstep.kernels.head import Targets, target_logprobs
 from lockstep.models import Architecture
 from lockstep.models.decoder import attention_scale, hidden_states
 
@@ -41,4 +42,29 @@ def last_hidden(step: Step, generation: Generation, arch: Architecture, kv: KeyV
         return paged_attention(q_THD, keys, values, tiles, scale)
 
     hidden_TE = hidden_states(generation.params, arch, ids_T, positions_T, attention)
+    _score_prompts(step, hidden_TE, generation)
     return hidden_TE[torch.from_numpy(ends - 1).to(device)]
+
+
+def _score_prompts(step: Step, hidden_TE: Tensor, generation: Generation) -> None:
+    """Give each job that wants them the logprobs of the prompt tokens that rows of this step predict.
+
+    What was given for these rows before is replaced: a step may be run again, and a prompt may begin anew. A completion
+    that runs the prompt once more after it was whole gives nothing.
+    """
+    first = 0
+    for completion, start, count in zip(step.completions, step.starts, step.counts, strict=True):
+        rows = slice(first, first + min(count, completion.num_prompt - 1 - start))
+        first += count
+        job = completion.job
+        if job.forked or not job.request.params.prompt_logprobs:
+            continue
+        while (given := sum(map(len, job.prompt_logprobs))) > start:
+            job.prompt_logprobs.pop()
+        assert given == start, f"logprobs of {given} prompt tokens, the step runs from {start}"
+        if rows.start < rows.stop:
+            ids = job.prompt[start + 1 : start + 1 + rows.stop - rows.start].astype(np.int64)
+            ids_N = torch.from_numpy(ids).to(hidden_TE.device)
+            targets = Targets(ids_N, job.request.params.temperature or 1.0)
+            logprobs_N, _ = target_logprobs(hidden_TE[rows], generation.head_VE, targets)
+            job.prompt_logprobs.append(logprobs_N.cpu().numpy())

@@ -36,6 +36,7 @@ from lockstep.train.ledger import Entry
 from lockstep.train.losses import reference_kl
 from lockstep.train.optimizer import Objective, Optimizer
 from lockstep.train.policy_loss import policy_loss
+from lockstep.train.prompts import score_prompts
 from lockstep.train.tally import Tally
 from lockstep.train.targets import targets_of
 
@@ -116,6 +117,12 @@ class Trainer:
                     pieces = zip(chosen, packed.split(values), strict=True)
                     scored |= {i: Logprobs(piece, mine) for i, piece in pieces}
         return [scored[i] for i in range(len(rollouts))]
+
+    def score_prompts(self, rollouts: Sequence[Rollout]) -> list[Logprobs]:
+        """What `Rollout.prompt_logprobs` would be at the present version, one a rollout."""
+        self.require_whole()
+        budget = self.config.train.max_tokens_per_microbatch
+        return score_prompts(self.forward, self.params, self.version.number, rollouts, budget)
 
     def propose(self, batch: Batch) -> Proposal:
         """Forward and backward of the whole batch; gradients are kept for `step`.

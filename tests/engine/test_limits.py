@@ -36,6 +36,9 @@ def request(prompt=(1, 2, 3), **params) -> Request:
         (request(stop=("a", "")), ["stop is a tuple", "empty string"]),
         (request(stop=(3,)), ["stop is a tuple"]),
         (request(stop_token_ids=(1, 50)), ["stop_token_ids", "50"]),
+        (request(logit_bias=((1, 2.0), (50, 1.0))), ["logit_bias", "50", "0 to 49"]),
+        (request(bad_words=((1, 2), (3, 51))), ["bad_words", "51", "0 to 49"]),
+        (request(bad_words=tuple((i,) for i in range(50))), ["leave a token", "50 last tokens", "at most 49"]),
     ],
 )
 def test_refused(bad, words):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from lockstep.core import SamplingParams
 from lockstep.errors import ContractError, InputError, ModelError
 from lockstep.kernels.head import Targets
 from lockstep.models.tiny import TINY, initial_parameters, small
@@ -72,6 +75,8 @@ def test_parameters_of_another_network_are_refused(change, words):
     [
         ({"tokens": (8, TINY.vocab_size)}, f"got 8 to {TINY.vocab_size}|got 5 to {TINY.vocab_size}"),
         ({"prompt": (-1, 2)}, "got -1 to"),
+        ({"params": SamplingParams(logit_bias=((TINY.vocab_size, 1.0),))}, f"logit_bias.*got {TINY.vocab_size}"),
+        ({"params": SamplingParams(bad_words=((3, TINY.vocab_size),))}, f"bad_words.*got {TINY.vocab_size}"),
         ({"prompt": (5,) * TINY.max_context}, f"got {TINY.max_context + 2} tokens"),
     ],
 )
@@ -87,3 +92,10 @@ def test_the_whole_context_may_be_used(make):
 def test_another_head_dtype_is_another_quantity(make):
     with pytest.raises(ContractError, match="got model, expected float32"):
         FORWARD.require_rollout(make.rollout(head="model"))
+
+
+def test_parameters_that_adjust_otherwise_than_the_contract_are_refused(make):
+    drawn = make.rollout(params=SamplingParams(presence_penalty=0.5))
+    FORWARD.require_rollout(drawn)
+    with pytest.raises(ContractError, match=r"rollout \(r0\): .* got nothing, expected presence_penalty=0\.5"):
+        FORWARD.require_rollout(replace(drawn, params=SamplingParams()))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.core import SamplingParams, Support
-from lockstep.train.targets import cut_support, join_supports, targets_of
+from lockstep.train.targets import cut_support, histories_of, join_supports, targets_of
 
 TRUNCATED = SamplingParams(temperature=0.5, top_k=3)
 
@@ -44,6 +44,28 @@ def test_some_tokens_bring_their_own_supports(make):
 def test_nothing_truncated_is_no_support(make):
     assert targets_of([make.rollout()]).support is None
     assert join_supports([]) is None
+
+
+ADJUSTED = SamplingParams(temperature=0.5, presence_penalty=0.5)
+
+
+def past(targets):
+    return [None if h is None else (h.prompt.tolist(), h.completion.tolist()) for h in targets.histories]
+
+
+def test_a_token_comes_after_the_prompt_and_what_was_drawn_before_it(make):
+    first = make.rollout((5, 6), tokens=(8, 9, 7), params=ADJUSTED)
+    second = make.rollout((4,), tokens=(3, 2), params=ADJUSTED, name="r1")
+    targets = targets_of([first, second])
+    assert past(targets) == [([5, 6], []), ([5, 6], [8]), ([5, 6], [8, 9]), ([4], []), ([4], [3])]
+    assert all(history is not None and history.params is ADJUSTED for history in targets.histories)
+    some = targets_of([first, second], tokens=[range(2, 3), range(1, 2)])
+    assert past(some) == [([5, 6], [8, 9]), ([4], [3])]
+
+
+def test_nothing_adjusted_is_no_history(make):
+    assert list(targets_of([make.rollout()]).histories) == []
+    assert histories_of(make.rollout(), range(1, 2)) == [None]
 
 
 def test_targets_of_nothing_are_a_mistake_of_ours():
