@@ -166,6 +166,10 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        passed = Passed(*ctx.saved_tensors)
-        found = slopes(grads[0], passed, ctx.packing.blocks, ctx.scale)
-        return (*(g.to(passed.q_THD.dtype) for g in found), None, None)
+        saved, packing = ctx.saved_tensors, ctx.packing
+        operators = operators_for(grads[0], *saved[:3])
+        if operators is None:
+            found = slopes(grads[0], Passed(*saved), packing.blocks, ctx.scale)
+            return (*(g.to(saved[0].dtype) for g in found), None, None)
+        tiles = packing.tiles.native
+        return (*operators.attention_backward(grads[0], saved, *tiles, packing.source_NB, ctx.scale), None, None)

@@ -213,3 +213,60 @@ def test_a_wrong_index_is_an_error() -> None:
     ):
         with pytest.raises(IndexError, match=r"table|plan"):
             paged_attention(q, k, v, spoiled, scale)
+
+
+def _group(prompt: int, tails: list[int]) -> list[Segment]:
+    """A prompt packed once and its completions."""
+    own = torch.arange(prompt, prompt + sum(tails)).split(tails)
+    return [Segment(np.arange(prompt), prompt)] + [
+        Segment(np.concatenate((np.arange(prompt), rows.numpy())), len(rows)) for rows in own
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_do_not_show_threads(dtype: torch.dtype) -> None:
+    tails = [30, 1, 17, 64]
+    inputs = [x.requires_grad_() for x in _random(50 + sum(tails), (6, 2, 20), dtype, 4)]
+    packing = Packing.of_segments(_group(50, tails))
+    out = packed_attention(*inputs, packing, 0.25)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = []
+    for threads in (1, 2, 3):
+        with using_threads(threads):
+            found.append(torch.autograd.grad(out, inputs, upstream, retain_graph=True))
+    for one, *others in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for other in others)
+
+
+@native
+@settings(max_examples=25)
+@given(
+    heads=st.sampled_from(HEADS),
+    dtype=st.sampled_from(DTYPES),
+    prompt=st.integers(1, 40),
+    tails=st.lists(st.integers(1, 40), max_size=5),
+    seed=st.integers(0, 1000),
+)
+def test_gradients_are_those_of_the_reference(
+    heads: tuple[int, int, int], dtype: torch.dtype, prompt: int, tails: list[int], seed: int
+) -> None:
+    inputs = [x.requires_grad_() for x in _random(prompt + sum(tails), heads, dtype, seed)]
+    packing = Packing.of_segments(_group(prompt, tails))
+    out = packed_attention(*inputs, packing, 0.25)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    mine = torch.autograd.grad(out, inputs, upstream)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCKSTEP_KERNELS", "reference")
+        theirs = torch.autograd.grad(packed_attention(*inputs, packing, 0.25), inputs, upstream)
+    rounding = 2**-7 if dtype is torch.bfloat16 else 5e-6
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.allclose(a.float(), b.float(), atol=rounding * max(1.0, b.abs().max().item()), rtol=rounding)
+
+
+def test_a_packed_row_that_nobody_sees_has_no_gradient() -> None:
+    """A key is summed over those that see it, and is zero where there are none."""
+    q, k, v = (x.requires_grad_() for x in _random(6, (2, 1, 8), torch.float32, 4))
+    packing = Packing.of_segments([Segment(np.arange(3), 3), Segment(np.array([4, 5, 3]), 1)])
+    out = packed_attention(q[:4], k, v, packing, 0.25)
+    grads = torch.autograd.grad(out[:3].sum(), (k, v))
+    assert all(torch.equal(g[3:], torch.zeros(3, 1, 8)) for g in grads)

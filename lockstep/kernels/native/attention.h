@@ -34,4 +34,17 @@ struct Problem {
 template <typename T>
 void attend(const Problem<T>& problem, int tile, T* out, float* normaliser);
 
+// What the forward pass left, and the gradient of its rows; all [T, H, ...] and contiguous.
+template <typename T>
+struct Slope {
+  const T *grad, *out;
+  const float* normaliser;
+  T *grad_q, *grad_k, *grad_v; // [T, H, D], [T, K, D] twice
+  int64_t packed;              // rows of keys
+};
+
+// Of packed sequences: `problem.k.rows` is given.
+template <typename T>
+void descend(const Problem<T>& problem, const Slope<T>& slope);
+
 } // namespace lockstep

@@ -94,9 +94,44 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
   return {out, normaliser};
 }
 
+template <typename T>
+lockstep::Slope<T> slope(const Tensor& grad, const Tensor& out, const Tensor& normaliser,
+                         const std::tuple<Tensor, Tensor, Tensor>& found) {
+  const auto& [grad_q, grad_k, grad_v] = found;
+  return {data<T>(grad),   data<T>(out),    data<float>(normaliser), data<T>(grad_q),
+          data<T>(grad_k), data<T>(grad_v), grad_k.size(0)};
+}
+
+// -> gradients of q, k and v in their dtype, of packed rows and what `attention` gave for them
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_, const at::TensorList& passed,
+                                                      const Tensor& plan, const Tensor& table, const Tensor& rows,
+                                                      double scale) {
+  TORCH_CHECK(passed.size() == 5, "passed: q, k, v, out and normaliser");
+  const auto dtype = grad_.scalar_type();
+  const Tensor q = dense_rows(passed[0], dtype, 3, "q");
+  const Tensor k = dense_rows(passed[1], dtype, 3, "k"), v = dense_rows(passed[2], dtype, 3, "v");
+  const Tensor grad = grad_.contiguous(), &out = passed[3], &normaliser = passed[4];
+  require_problem(q, k, v, plan, table, rows);
+  TORCH_CHECK(grad.sizes() == q.sizes() && out.sizes() == q.sizes() && out.is_contiguous() &&
+                  out.scalar_type() == dtype && normaliser.is_contiguous() && normaliser.scalar_type() == at::kFloat &&
+                  normaliser.numel() == q.size(0) * q.size(1),
+              "grad, out, normaliser: as attention gave them");
+  const auto options = q.options();
+  const std::tuple<Tensor, Tensor, Tensor> found{at::empty(q.sizes(), options), at::empty(k.sizes(), options),
+                                                 at::empty(v.sizes(), options)};
+  if (dtype == at::kFloat)
+    lockstep::descend(problem<float>(q, k, v, plan, table, rows, scale), slope<float>(grad, out, normaliser, found));
+  else
+    lockstep::descend(problem<uint16_t>(q, k, v, plan, table, rows, scale),
+                      slope<uint16_t>(grad, out, normaliser, found));
+  return found;
+}
+
 } // namespace
 
 TORCH_LIBRARY(lockstep, m) {
   m.def("attention(Tensor q, Tensor k, Tensor v, Tensor plan, Tensor table, Tensor? rows, int tile, float scale)"
         " -> (Tensor, Tensor)", &attention);
+  m.def("attention_backward(Tensor grad, Tensor[] passed, Tensor plan, Tensor table, Tensor rows, float scale)"
+        " -> (Tensor, Tensor, Tensor)", &attention_backward);
 }

@@ -197,6 +197,37 @@ LOCKSTEP_INLINE void mix(const float* weights, const float* straight, int P, con
   }
 }
 
+// out[s] += sum over m of weights[m][s] * x[m], m ascending: J of the sixteen keys, C registers of columns
+constexpr int kKeys = kWidth == 16 ? 4 : 1;
+
+template <int J, int C>
+LOCKSTEP_INLINE void spread_columns(const float* weights, const float* x, int M, int P, float* out) {
+  Lanes sums[J][C];
+#pragma GCC unroll 4
+  for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sums[j][c] = load(out + j * P + c * kLanes);
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const Lanes row = load(x + m * P + c * kLanes);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sums[j][c] = fma(splat(weights[m * kBlock + j]), row, sums[j][c]);
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) store(out + j * P + c * kLanes, sums[j][c]);
+}
+
+LOCKSTEP_INLINE void spread(const float* weights, const float* x, int M, int P, float* out) {
+  for (int j = 0; j < kBlock; j += kKeys) {
+    int at = 0;
+    for (; at + 4 * kLanes <= P; at += 4 * kLanes) spread_columns<kKeys, 4>(weights + j, x + at, M, P, out + j * P + at);
+    for (; at < P; at += kLanes) spread_columns<kKeys, 1>(weights + j, x + at, M, P, out + j * P + at);
+  }
+}
+
 // Calls body(number<R>, first row) over M rows, as many at a time as the registers hold. A row's own arithmetic is the
 // same for every R: all sums above are one row's, in one order.
 template <int R>
