@@ -7,9 +7,7 @@ unseen. The only module that reads environment variables.
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from lockstep.errors import ConfigError, message
+from lockstep.toml_tree import merge, read_override, read_toml, to_toml
+
+__all__ = ["RunConfig", "Section", "cache_dir", "kernels", "known_keys", "load", "parse", "to_toml"]
 
 
 def cache_dir() -> Path:
@@ -56,6 +57,11 @@ class SamplingConfig(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)
     max_tokens: int = Field(default=16, ge=1)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, description="off the logits of tokens already drawn")
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, description="off them for each time they were drawn")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=2, description="over 1: tokens of prompt and completion become less likely; under 1: more"
+    )
 
 
 class EngineConfig(Section):
@@ -189,13 +195,9 @@ def load(files: Sequence[Path], overrides: Iterable[str] = ()) -> RunConfig:
     """
     tree: dict[str, Any] = {}
     for file in files:
-        _merge(tree, _read(file))
+        merge(tree, read_toml(file))
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key or key.count(".") > 3:
-            rule, do = "an override names a key and a value", "Write for example optim.lr=1e-5"
-            raise ConfigError(message(f"override ({override})", rule, got=override, expected="key.path=value", do=do))
-        _merge(tree, _nest(key.split("."), _value(text)))
+        merge(tree, read_override(override))
     return parse(tree)
 
 
@@ -217,60 +219,6 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[s
         else:
             keys.append(prefix + name)
     return keys
-
-
-def to_toml(config: RunConfig) -> str:
-    """The resolved configuration as TOML; `load` of it gives an equal tree."""
-    tree = config.model_dump(mode="json")
-    lines = [f"{k} = {_literal(v)}" for k, v in tree.items() if not isinstance(v, dict)]
-    for name, section in tree.items():
-        if isinstance(section, dict):
-            lines += ["", f"[{name}]", *(f"{k} = {_literal(v)}" for k, v in section.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as cause:
-        do = "Give the path of a TOML file, for example recipes/tiny.toml"
-        raise ConfigError(
-            message(f"config ({file})", "the file must be readable", got=cause, expected="a TOML file", do=do)
-        ) from None
-    except tomllib.TOMLDecodeError as cause:
-        raise ConfigError(
-            message(f"config ({file})", "the file must be TOML", got=cause, expected="key = value", do="Mend the line")
-        ) from None
-
-
-def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _nest(keys: list[str], value: Any) -> dict[str, Any]:
-    return {keys[0]: value if len(keys) == 1 else _nest(keys[1:], value)}
-
-
-def _value(text: str) -> Any:
-    """A TOML value; what is not one is a string, so that `model=smollm2` needs no quotes."""
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return text
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes as JSON does, and DEL
-    if isinstance(value, list):
-        return "[" + ", ".join(_literal(v) for v in value) + "]"
-    return repr(value)
 
 
 def _explain(error: Any) -> str:

@@ -22,7 +22,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 LEVELS = (
-    ("core", "sampling_params", "numerics", "config", "errors"),  # vocabulary
+    ("core", "sampling_params", "numerics", "config", "toml_tree", "errors"),  # vocabulary
     ("models", "kernels", "tasks", "checks", "trace"),  # substance
     ("engine", "rewards", "train"),  # stages
     ("gates", "parity", "audit", "monitor"),  # judges and watchers
@@ -39,6 +39,8 @@ SIDEWAYS = {
     ("core", "sampling_params"): "a noun with a file of its own; others import it from core",
     ("sampling_params", "errors"): "the nouns refuse bad values",
     ("config", "errors"): "bad configuration is reported in the house form",
+    ("config", "toml_tree"): "the schema is not about text",
+    ("toml_tree", "errors"): "as for the schema",
     ("models", "kernels"): "the one model definition is made of the kernels",
     ("cli", "dashboard"): "`lockstep train` shows the live view and writes the report",
 }

@@ -35,6 +35,14 @@ class Sampling:
     "The same seed gives the same tokens."
     stop: tuple[str, ...] = ()
     "Stop before this text; may be given more than once."
+    presence_penalty: float = 0.0
+    "Taken off the logits of tokens that were drawn already."
+    frequency_penalty: float = 0.0
+    "Taken off them for each time that they were drawn."
+    repetition_penalty: float = 1.0
+    "Makes tokens of prompt and completion less likely if over 1, more likely if under 1."
+    prompt_logprobs: bool = False
+    "With --json: the logprob of each token of the prompt, too."
 
 
 DEFAULT = Sampling()
@@ -91,6 +99,7 @@ def _plain(rollout: Rollout) -> dict[str, object]:
         "finish_reason": rollout.finish_reason,
         "prompt_ids": rollout.prompt_ids,
         "token_ids": rollout.token_ids,
+        "prompt_logprobs": rollout.prompt_logprobs.values if rollout.prompt_logprobs is not None else None,
         "logprobs": rollout.sampler_logprobs.values,
         "contract": asdict(rollout.sampler_logprobs.contract),
         "weight_version": rollout.provenance.weight_version,

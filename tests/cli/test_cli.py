@@ -70,6 +70,19 @@ def test_json_is_alone_on_stdout_and_a_second_run_needs_a_word(lockstep, recipe,
     assert fresh.stdout.rstrip().endswith("report.html")
 
 
+def test_sample_adjusts_logits_and_scores_the_prompt(lockstep) -> None:
+    asked = ("sample", "tiny", "abc", "--max-tokens", "5", "--temperature", "0", "--json")
+    (plain,) = json.loads(lockstep(*asked).stdout)
+    penalties = ("--repetition-penalty", "1.5", "--presence-penalty", "1", "--frequency-penalty", "0.5")
+    done = lockstep(*asked, *penalties, "--prompt-logprobs")
+    assert done.returncode == 0, done.stderr
+    (rollout,) = json.loads(done.stdout)
+    assert (plain["contract"]["adjustments"], plain["prompt_logprobs"]) == ("", None)
+    said = "repetition_penalty=1.5,frequency_penalty=0.5,presence_penalty=1.0"
+    assert (rollout["contract"]["adjustments"], rollout["contract"]["mode"]) == (said, "processed")
+    assert len(rollout["prompt_logprobs"]) == len(rollout["prompt_ids"]) - 1
+
+
 def test_sample_streams_text_and_json_carries_the_contract(lockstep) -> None:
     text = lockstep("sample", "tiny", "abc", "--max-tokens", "5", "--seed", "3")
     assert text.returncode == 0, text.stderr
