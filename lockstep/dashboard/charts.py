@@ -44,6 +44,8 @@ LOCKSTEP = (
     Curve("clamp_log_ratio_new_old_indicator", "Clip rate", "fraction of tokens that are clipped", 4, (0.0, None)),
     Curve("ess", "Effective sample size", "over tokens, as a fraction", 3, (0.0, 1.05)),
     Curve("mean_abs_log_ratio_new_old", "Mean |log ratio|", "of trainer to sampler, per token", 4, (0.0, None)),
+    Curve("corrections/frac_removed", "Removed", "fraction of tokens that the correction dropped", 4, (0.0, None)),
+    Curve("corrections/ess_after", "ESS after correction", "of the weights it left, as a fraction", 3, (0.0, 1.05)),
     Curve("lag", "Lag", "optimizer steps a token is behind", 0, (0.0, None)),
 )
 LEARNING = (

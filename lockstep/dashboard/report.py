@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from lockstep.config import RunConfig
 from lockstep.dashboard.charts import charts
+from lockstep.dashboard.corrections import removals
 from lockstep.dashboard.facts import Accuracy, Facts
 from lockstep.dashboard.samples import Decode, Group, Sample, differing, samples
 from lockstep.dashboard.units import ABSENT, count, duration, exact, fixed
@@ -87,6 +88,7 @@ def render(run: RunDirectory, decode: Decode | None = None) -> str:
         tiles=_tiles(facts),
         accuracy=_accuracy(facts.accuracies),
         sections=sections,
+        removals=removals(facts.lines),
         samples=shown,
         unread=unread,
         refused=refused,
