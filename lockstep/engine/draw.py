@@ -58,8 +58,15 @@ def _deciding(step: Step) -> Iterator[tuple[int, Path]]:
     for row, completion in enumerate(step.completions):
         start, end = step.starts[row], step.starts[row] + step.counts[row]
         if end == completion.length:
-            whole = Path.PREFILL if start == 0 else Path.CHUNK
-            yield row, Path.DECODE if start >= completion.num_prompt else whole
+            yield row, _path(completion, start)
+
+
+def _path(completion: Completion, start: int) -> Path:
+    if completion.recomputing:
+        return Path.RECOMPUTE
+    if start >= completion.num_prompt:
+        return Path.DECODE
+    return Path.PREFILL if start == 0 else Path.CHUNK
 
 
 def _drawers(step: Step, row: int) -> tuple[Completion, ...]:

@@ -14,7 +14,6 @@ import torch
 from lockstep.config import EngineConfig
 from lockstep.core import Request
 from lockstep.engine.kv import page_bytes
-from lockstep.engine.scheduler import worst_case_pages
 from lockstep.errors import ConfigError, InputError, message
 from lockstep.kernels.adjust import require_vocabulary
 from lockstep.models import Architecture
@@ -43,7 +42,7 @@ class Limits:
             raise ConfigError(message(subject, "the model was made for less", got=context, expected=expected, do=do))
         together = min(config.max_sequences, config.max_tokens_per_step)
         size = page_bytes(arch, config.page_size, dtype)
-        useful = together * worst_case_pages(1, 1, context - 1, config.page_size)  # more could never be held
+        useful = together * _pages(context - 1, config.page_size)  # more could never be held
         num_pages = min(int(config.kv_cache_gb * GIGABYTE) // size, useful)
         if num_pages == 0:
             subject, rule = "config (engine.kv_cache_gb)", "the KV cache must hold a page"
@@ -70,12 +69,12 @@ class Limits:
             do = "Lower n, or raise engine.max_sequences and engine.max_tokens_per_step"
             raise _refused(who, "its n completions are sampled together", n, f"at most {self.max_completions}", do)
         limit = min(request.params.max_tokens, self.context - num_prompt)
-        needed = worst_case_pages(num_prompt, n, limit, self.page_size)
+        needed = _pages(num_prompt + limit - 1, self.page_size)
         if needed > self.num_pages:
-            do = f"Raise engine.kv_cache_gb to {self._gigabytes(needed)}, or lower max_tokens or n"
+            do = f"Raise engine.kv_cache_gb to {self._gigabytes(needed)}, or lower max_tokens"
             raise _refused(
                 who,
-                "prompt and completions must fit into the KV cache",
+                "prompt and completion must fit into the KV cache",
                 f"{needed} pages ({self._gigabytes(needed)} GB)",
                 f"at most {self.num_pages} pages ({self._gigabytes(self.num_pages)} GB)",
                 do,
@@ -113,3 +112,8 @@ class Limits:
 
 def _refused(who: str, rule: str, got: object, expected: object, do: str) -> InputError:
     return InputError(message(who, rule, got=got, expected=expected, do=do))
+
+
+def _pages(tokens: int, page_size: int) -> int:
+    """Pages that one completion can need in all; the key of its last token is never stored."""
+    return -(-tokens // page_size)
