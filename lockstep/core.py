@@ -115,7 +115,7 @@ class Contract:
             return cls(mode, 1.0, "full", head_dtype, weight_versions, params.adjustments)
         support = "full"
         if params.truncates:
-            support = f"top_k={params.top_k},top_p={params.top_p},min_p={params.min_p}"
+            support = f"top_k={params.top_k},top_p={float(params.top_p)},min_p={float(params.min_p)}"
         return cls("processed", params.temperature, support, head_dtype, weight_versions, params.adjustments)
 
     @classmethod

@@ -150,6 +150,12 @@ def test_the_contract_follows_from_how_it_was_drawn():
     )
 
 
+def test_an_integer_for_a_fraction_is_the_same_contract():
+    """A file keeps fractions as floats: 1 comes back as 1.0."""
+    whole, fraction = (SamplingParams(top_k=3, top_p=kind(1), min_p=kind(0)) for kind in (int, float))
+    Contract.of(whole, "float32", (3,)).require(Contract.of(fraction, "float32", (3,)))
+
+
 @given(
     st.builds(
         SamplingParams,

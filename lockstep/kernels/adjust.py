@@ -127,15 +127,20 @@ def _seen(rows: Sequence[tuple[int, History]], vocabulary: int) -> tuple[np.ndar
         drawn.append(history.completion.astype(np.int64) + row * vocabulary)
         if params.repetition_penalty != 1.0:
             if id(history.prompt) not in prompts:
-                prompts[id(history.prompt)] = np.unique(history.prompt).astype(np.int64)
+                prompts[id(history.prompt)] = _distinct(history.prompt)[0]
             known.append(prompts[id(history.prompt)] + row * vocabulary)
-    places, counts = np.unique(np.concatenate(drawn), return_counts=True)
-    seen = np.union1d(places, np.concatenate(known))
+    places, counts = _distinct(np.concatenate(drawn))
+    seen, _ = _distinct(np.concatenate((places, *known)))
     owner = seen // vocabulary
     penalty = np.zeros(len(seen), np.float32)
     at = np.searchsorted(seen, places)
     penalty[at] = frequency[owner[at]] * counts.astype(np.float32) + presence[owner[at]]
     return seen, repetition[owner], penalty
+
+
+def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending, int64, and how often each occurs. Without the counts numpy hashes, which is ten times slower here."""
+    return np.unique(values.astype(np.int64), return_counts=True)
 
 
 def _biased(rows: Sequence[tuple[int, History]], vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
