@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from lockstep.config import parse
 from lockstep.core import Contract, Decision, Request, Rollout, SamplingParams
+from lockstep.core import Path as TokenPath
 from lockstep.errors import ContractError, InputError, NumericsError
+from lockstep.trace.rollouts import RolloutRecord, read, write
 from lockstep.train import Batch, Trainer
 
 V = 61
@@ -67,6 +70,7 @@ def require_equal(trainer: Trainer, rollouts: list[Rollout]) -> None:
     asked=st.lists(st.tuples(prompts, params), min_size=1, max_size=5),
     budget=st.sampled_from([8, 11, 64]),
     microbatch=st.sampled_from([8, 40, 2048]),
+    pages=st.sampled_from([4, 6, 1000]),
 )
 def test_whatever_is_adjusted_and_however_it_is_scheduled(
     network: Callable[..., Any],
@@ -74,10 +78,13 @@ def test_whatever_is_adjusted_and_however_it_is_scheduled(
     asked: list[tuple[tuple[int, ...], SamplingParams]],
     budget: int,
     microbatch: int,
+    pages: int,
 ) -> None:
+    """With 4 or 6 pages (one completion needs up to 4) sequences lose their keys in the middle and make them anew."""
     net = network("qwen3", dtype)
     requests = [Request(f"r{i}", prompt, p) for i, (prompt, p) in enumerate(asked)]
-    rollouts = net.engine(max_tokens_per_step=budget).sample(requests)
+    memory = pages * net.engine().limits.page_bytes / 2**30
+    rollouts = net.engine(max_tokens_per_step=budget, kv_cache_gb=memory).sample(requests)
     require_equal(trainer_of(net, train={"max_tokens_per_microbatch": microbatch}), rollouts)
     for rollout in rollouts:
         require_no_bad_word(rollout)
@@ -128,6 +135,24 @@ def test_a_step_that_is_run_again_gives_each_logprob_once(llama: Any) -> None:
     require_equal(trainer_of(llama), done)
 
 
+def test_a_prompt_that_is_run_again_keeps_its_logprobs(llama: Any) -> None:
+    """Two completions of a prompt of 2 pages grow to 4 pages each; only 5 are there."""
+    memory = 5 * llama.engine().limits.page_bytes / 2**30
+    p = SamplingParams(n=2, max_tokens=30, ignore_eos=True, prompt_logprobs=True)
+    rollouts = llama.engine(kv_cache_gb=memory).sample([Request("a", tuple(range(3, 35)), p)])
+    assert any((rollout.provenance.path == TokenPath.RECOMPUTE).any() for rollout in rollouts)
+    require_equal(trainer_of(llama), rollouts)
+
+
+def test_equal_prompts_after_one_another_are_scored_each(llama: Any) -> None:
+    """The second one could read its keys from the cache, which has no logprobs."""
+    engine, prompt = llama.engine(), tuple(range(3, 43))
+    plain = Request("a", prompt, SamplingParams(max_tokens=2))
+    scored = Request("b", prompt, SamplingParams(max_tokens=2, prompt_logprobs=True))
+    for request in (plain, scored, replace(scored, id="c")):
+        require_equal(trainer_of(llama), engine.sample([request]))
+
+
 def test_adjustments_are_not_those_of_the_prompt(llama: Any) -> None:
     plain = SamplingParams(max_tokens=2, prompt_logprobs=True, temperature=0.8)
     changed = replace(plain, repetition_penalty=1.7, logit_bias=((7, 3.0),), top_k=4)
@@ -166,6 +191,21 @@ def test_a_step_on_adjusted_rollouts_is_on_policy(network: Callable[..., Any]) -
         assert bits(own.values) == bits(rollout.sampler_logprobs.values)
     taken = trainer.step(proposal, Decision("admit", proposal.id, "for the test"))
     assert 0.0 < taken.metrics["grad_norm"] < float("inf")
+
+
+def test_a_file_keeps_all_that_a_score_needs(llama: Any, tmp_path: FilePath) -> None:
+    """Integers for fractions, too: the file gives them back as floats."""
+    p = SamplingParams(
+        n=2, max_tokens=9, top_k=20, top_p=1, presence_penalty=1, repetition_penalty=1.2, prompt_logprobs=True,
+        logit_bias=((4, 2), (9, -1.5)), bad_words=((8,), (3, 4)), ignore_eos=True,
+    )  # fmt: skip
+    rollouts = llama.engine().sample([Request("a", (5, 6, 7), p)])
+    write(tmp_path / "r.parquet", [RolloutRecord(1, rollout, "") for rollout in rollouts])
+    back = [record.rollout for record in read(tmp_path / "r.parquet")]
+    assert [bits(r.sampler_logprobs.values) for r in back] == [bits(r.sampler_logprobs.values) for r in rollouts]
+    assert [r.params for r in back] == [r.params for r in rollouts]
+    require_equal(trainer_of(llama), back)
+    Batch.of(back, [1.0, -1.0])
 
 
 def test_parameters_that_do_not_say_what_the_contract_says_are_refused(llama: Any) -> None:
