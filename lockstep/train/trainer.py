@@ -43,16 +43,14 @@ from lockstep.train.targets import targets_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
-    """A step that waits for a decision about `id`. Logprobs are in the order of the batch, `metrics` raw: of the batch
-    before any correction; what a correction did is in `ledger`.
-    """
+    """A step that waits for a decision about `id`; logprobs in the order of the batch, metrics before any correction."""
 
     id: str
     version: WeightVersion  # of the weights it was computed with
     trainer_logprobs: tuple[Logprobs, ...]
     loss: float
     metrics: Mapping[str, float]
-    ledger: tuple[Entry, ...] = ()
+    ledger: tuple[Entry, ...] = ()  # what a correction did
 
 
 @dataclass(frozen=True, slots=True)
