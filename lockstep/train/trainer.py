@@ -43,7 +43,7 @@ from lockstep.train.targets import targets_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
-    """A step that waits for a decision about `id`; logprobs in the order of the batch, metrics before any correction."""
+    """A step that waits for a decision about `id`; logprobs in order of the batch, metrics before any correction."""
 
     id: str
     version: WeightVersion  # of the weights it was computed with
