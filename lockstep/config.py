@@ -142,9 +142,14 @@ class CorrectionsConfig(Section):
 class PipelineConfig(Section):
     """How rollouts and training interleave."""
 
-    max_lag: Literal[0] = Field(
-        default=0, description="optimizer steps a token may be behind; only the synchronous 0 for now"
+    max_lag: int = Field(default=0, ge=0, le=64, description="steps that a token may be behind when it is trained on")
+    executor: Literal["inline", "processes"] = Field(
+        default="inline", description="inline: engine and trainer take turns; processes: the engine has its own"
     )
+    kv: Literal["keep", "salt", "recompute"] = Field(
+        default="salt", description="what new weights do to keys of old ones: docs/asynchrony.md"
+    )
+    engine_threads: int = Field(default=0, ge=0, description="processes: threads of the engine; 0: half of the cores")
 
 
 class EvalConfig(Section):

@@ -175,8 +175,8 @@ class Provenance:
     """Where each of T sampled tokens came from: weight version int32 [T], `Path` uint8 [T], cached prompt bool [T].
 
     `spans` is how the sequence was run, in order of time, versions rising; a span that starts at 0 again wrote all keys
-    anew. Token t of a prompt of P is decided by position P + t - 1 in the last span of its weight version that runs it.
-    Empty: every position once, at the one weight version.
+    anew. Token t after a prompt of P was decided by position P + t - 1 in the first span that runs it. Empty: every
+    position once, at the one weight version.
     """
 
     weight_version: np.ndarray

@@ -24,6 +24,7 @@ from lockstep.models.pull import Progress
 from lockstep.rewards import Rewarder, load_reward
 from lockstep.tasks import TaskSet, load_tasks
 from lockstep.train import Trainer
+from lockstep.train.history import WeightHistory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +39,7 @@ class Parts:
     engine: Engine
     trainer: Trainer
     gate: ParityGate
+    history: WeightHistory
     manifest: dict[str, Any]
 
 
@@ -65,7 +67,9 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
         "task": {"mapping": tasks.mapping, "train": len(tasks.train), "held_out": len(tasks.held_out)},
         "invariance": invariance,
     }
-    return Parts(config, model, tasks, check, rewarder, engine, trainer, ParityGate(config.parity), manifest)
+    history = WeightHistory(config.pipeline.max_lag + 1)
+    history.add(trainer.version, engine.weights.serving.params)
+    return Parts(config, model, tasks, check, rewarder, engine, trainer, ParityGate(config.parity), history, manifest)
 
 
 def _require_device(device: str) -> None:

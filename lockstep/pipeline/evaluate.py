@@ -1,6 +1,6 @@
 """Accuracy on problems that were never trained on.
 
-In: an engine, tasks, their check. Out: the fraction of passes, with the counts of what could not be decided.
+In: the trainer's weights, tasks, their check. Out: the fraction of passes, and the count of what was not decided.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lockstep.core import Check, Request, Rollout, SamplingParams, Task
-from lockstep.models import Model
+from lockstep.core import Request, Rollout, SamplingParams
+from lockstep.engine import Engine
+from lockstep.pipeline.assembly import Parts
 
-Generate = Callable[[Sequence[Request]], list[Rollout]]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,49 @@ class Accuracy:
         return self.passed / self.total
 
 
-def accuracy(model: Model, tasks: Sequence[Task], check: Check, params: SamplingParams, generate: Generate) -> Accuracy:
-    """Answer every task once, drawn with `params`, and check the text. The same params give the same draws."""
-    requests = [
-        Request(f"eval/{i}", tuple(model.tokenizer.encode_prompt(task.prompt)), params, task.id)
-        for i, task in enumerate(tasks)
-    ]
-    rollouts = generate(requests)
-    verdicts = [check.check(task, rollout.text).status for task, rollout in zip(tasks, rollouts, strict=True)]
+def evaluate(parts: Parts, progress: Progress) -> dict[str, float]:
+    """Every held-out problem answered once greedily, and once drawn as in training; the same weights, the same answers.
+
+    Requests in flight are left alone: if there may be any, an engine of its own answers.
+    """
+    config = parts.config
+    shared = isinstance(parts.engine, Engine) and not parts.engine.has_work
+    engine = parts.engine if shared else _engine(parts)
+    drawn = SamplingParams(**config.sampling.model_dump(), seed=config.seed)
+    greedy = SamplingParams(temperature=0.0, max_tokens=config.sampling.max_tokens)
+    found, sampled = (_accuracy(parts, engine, params, progress) for params in (greedy, drawn))
+    return {
+        "eval/accuracy": found.value,
+        "eval/num_tasks": found.total,
+        "eval/num_undecided": found.undecided,
+        "eval/sampled_accuracy": sampled.value,
+    }
+
+
+def _engine(parts: Parts) -> Engine:
+    trainer = parts.trainer
+    return Engine(parts.model, trainer.params, trainer.version, parts.config.engine, parts.config.device)
+
+
+def _accuracy(parts: Parts, engine: Engine, params: SamplingParams, progress: Progress) -> Accuracy:
+    tasks = parts.tasks.held_out[: parts.config.eval.max_tasks or None]
+    encode = parts.model.tokenizer.encode_prompt
+    requests = [Request(f"eval/{i}", tuple(encode(task.prompt)), params, task.id) for i, task in enumerate(tasks)]
+    rollouts = _answers(engine, requests, progress)
+    verdicts = [parts.check.check(task, rollout.text).status for task, rollout in zip(tasks, rollouts, strict=True)]
     return Accuracy(verdicts.count("pass"), len([v for v in verdicts if v not in ("pass", "fail")]), len(tasks))
+
+
+def _answers(engine: Engine, requests: Sequence[Request], progress: Progress) -> list[Rollout]:
+    """Run the engine until all is drawn; `progress` may raise between its steps, which aborts what is in flight."""
+    found: dict[str, Rollout] = {}
+    try:
+        for request in requests:
+            engine.add(request)
+        while engine.has_work:
+            progress(len(found), len(requests))
+            found |= {rollout.id: rollout for rollout in engine.step()}
+    finally:
+        for request in requests:
+            engine.abort(request.id)
+    return [found[f"{request.id}/0"] for request in requests]

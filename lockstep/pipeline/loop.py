@@ -1,17 +1,19 @@
-"""The loop, synchronous: every step samples with the weights of the step before, and trains on exactly those samples.
+"""The loop: every step trains on the oldest rollouts that are whole, and gives the engine new weights.
 
-    tasks --prompts--> engine --rollouts--> grader --rewards--> advantages --> batch
-                         ^                                                       | propose: forward, backward
-                         |                                    trainer logprobs   v
-                         |  admitted                       parity gate <------ trainer
-                         +---- new weights, new version ------- | --- step ------^
-                                                                | refused
-                                                                v
-                                           batch kept for inspection, run stops, exit code 1
+    tasks --prompts--> engine --rollouts--> buffer --a batch--> grader --rewards--> advantages --> batch
+                         ^       (none too old)                                                   | propose
+                         |                                     trainer logprobs                   v
+                         |  admitted                        parity gate <--------------------- trainer
+                         +---- new weights, new version -------- | --- step --------------------^
+                                                                 | refused
+                                                                 v
+                                            batch kept for inspection, run stops, exit code 1
 
-A step is a pure function of (configuration, weights before it, its number): requests are keyed by (seed, step, place),
-so a killed run that resumes from a checkpoint ends with the bits of one that was not. Nobody waits for anybody: rollout
-and training take turns in one process, because two pools of threads on the same cores only hinder each other.
+`pipeline.max_lag` 0 is the synchronous loop: a batch is asked for when the one before it has been trained on. With
+more, the engine has up to `max_lag` further batches in hand, and what is in flight at an update goes on under the new
+weights. With the inline executor engine and trainer take turns, and all of it is a pure function of the configuration:
+requests are keyed by (seed, step, place), and nothing is in flight at a checkpoint, so that a killed run that resumes
+ends with the bits of one that was not.
 """
 
 from __future__ import annotations
@@ -23,18 +25,25 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lockstep.core import Decision, Request, Rollout, SamplingParams, Task
+from lockstep.core import Decision
 from lockstep.errors import GateRefused, Interrupted, StageError, message
 from lockstep.kernels.allocator import give_back_freed_memory
 from lockstep.models.checkpoint import write_model
 from lockstep.pipeline.assembly import Parts
-from lockstep.pipeline.evaluate import accuracy
+from lockstep.pipeline.evaluate import evaluate
 from lockstep.pipeline.interrupt import StopRequest
-from lockstep.pipeline.metrics import Stopwatch, completion_metrics, peak_memory_gb, reward_metrics
+from lockstep.pipeline.metrics import (
+    Stopwatch,
+    buffer_metrics,
+    completion_metrics,
+    peak_memory_gb,
+    reward_metrics,
+)
+from lockstep.pipeline.publish import publish
+from lockstep.pipeline.sampling import Sampling
 from lockstep.pipeline.update import update
 from lockstep.pipeline.warm_start import warm_start
 from lockstep.rewards import Grade, advantages
-from lockstep.tasks import batch_of
 from lockstep.trace.observer import Observer
 from lockstep.trace.rollouts import RolloutRecord
 from lockstep.trace.run import RunDirectory
@@ -52,6 +61,7 @@ class Loop:
         self._parts, self._run, self._observer = parts, run, observer
         self._config = parts.config
         self._stop = StopRequest()
+        self._sampling = Sampling(parts)
         self._done = 0  # whole steps behind us
         self._saved: int | None = None  # step of the newest checkpoint
 
@@ -90,12 +100,19 @@ class Loop:
                 self._done += 1
                 if self._done % TRIM_EVERY == 0:
                     give_back_freed_memory()
-                if self._done >= self._config.max_steps or self._done % self._config.train.checkpoint_every == 0:
+                if self._steps_to_checkpoint() == 0:
                     self._checkpoint()
         except Interrupted:
-            self._checkpoint()
+            if self._config.pipeline.max_lag == 0:  # nothing of the steps behind us is in flight
+                self._checkpoint()
             raise
+        finally:
+            self._sampling.abandon()
         write_model(self._run.weights(self._done), parts.trainer.params, parts.model.arch, parts.model)
+
+    def _steps_to_checkpoint(self) -> int:
+        every = self._config.train.checkpoint_every
+        return min(-self._done % every, self._config.max_steps - self._done)
 
     def _evaluation_due(self) -> bool:
         every = self._config.eval.every
@@ -104,14 +121,14 @@ class Loop:
     def _step(self, step: int) -> None:
         """One turn of the loop. Until the trainer's step nothing has changed, so an `Interrupted` loses nothing."""
         config, parts, watch = self._config, self._parts, Stopwatch()
-        n = config.num_generations
-        prompts = batch_of(parts.tasks, step - 1, config.num_prompts_per_step, config.seed)
+        ahead = self._steps_to_checkpoint() or min(config.train.checkpoint_every, config.max_steps - self._done)
         with watch.stage("rollout"):
-            rollouts = self._generate(self._requests(step, prompts), "rollout")
-        tasks = [task for task in prompts for _ in range(n)]
+            groups = self._sampling.collect(ahead, lambda done, total: self._progress("rollout", done, total))
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        places = [place for place, group in enumerate(groups) for _ in group.rollouts]
+        problems = self._sampling.tasks(groups)
         with watch.stage("reward"):
-            grades = parts.rewarder.grade(tasks, rollouts)
-            places = [place for place in range(len(prompts)) for _ in range(n)]
+            grades = parts.rewarder.grade([problems[place] for place in places], rollouts)
             gains = advantages([grade.reward.value for grade in grades], places, config.loss.advantage)
         if gains.undecided.all():
             self._undecided(step, grades)
@@ -128,20 +145,29 @@ class Loop:
         if not outcome.decision.admitted:
             self._refuse(step, outcome.decision, records)
         with watch.stage("publish"):
-            parts.engine.update_weights(parts.trainer.params, parts.trainer.version)
+            publish(parts)
         with watch.stage("trace"):
             self._run.write_rollouts(step, records)
-        metrics = {
-            "step": step,
-            **reward_metrics(grades, gains),
-            **completion_metrics(rollouts),
-            **outcome.metrics,
-            **watch.metrics(batch.num_tokens),
-            "memory/peak_gb": peak_memory_gb(),
-            "weight_version": parts.trainer.version.number,
-        }
-        self._run.append(metrics)
-        self._observer.on_step(step, metrics)
+        self._report(
+            {
+                "step": step,
+                **reward_metrics(grades, gains),
+                **completion_metrics(rollouts),
+                **outcome.metrics,
+                **buffer_metrics(self._sampling.buffer),
+                **watch.metrics(batch.num_tokens),
+            }
+        )
+
+    def _report(self, metrics: dict[str, Any]) -> None:
+        version = self._parts.trainer.version
+        known = {"memory/peak_gb": peak_memory_gb(), "weight_version": version.number, "weight_digest": version.digest}
+        self._run.append(metrics | known)
+        self._observer.on_step(metrics["step"], metrics | known)
+
+    def _progress(self, phase: str, done: int, total: int) -> None:
+        self._stop.check()
+        self._observer.on_phase(phase, done, total)
 
     def _undecided(self, step: int, grades: Sequence[Grade]) -> NoReturn:
         """A step without a single reward teaches nothing; a reward function that always fails would hide behind it."""
@@ -168,67 +194,31 @@ class Loop:
             )
         )
 
-    def _requests(self, step: int, tasks: Sequence[Task]) -> list[Request]:
-        config = self._config
-        params = SamplingParams(**config.sampling.model_dump(), n=config.num_generations, seed=config.seed)
-        encode = self._parts.model.tokenizer.encode_prompt
-        return [Request(f"{step}/{i}", tuple(encode(task.prompt)), params, task.id) for i, task in enumerate(tasks)]
-
-    def _generate(self, requests: Sequence[Request], phase: str) -> list[Rollout]:
-        """Run the engine until all is drawn; between its steps a stop may come in, which aborts what is in flight."""
-        engine = self._parts.engine
-        total = sum(request.params.n for request in requests)
-        found: dict[str, Rollout] = {}
-        try:
-            for request in requests:
-                engine.add(request)
-            while engine.has_work:
-                self._stop.check()
-                found |= {rollout.id: rollout for rollout in engine.step()}
-                self._observer.on_phase(phase, len(found), total)
-        finally:
-            for request in requests:
-                engine.abort(request.id)
-        return [found[f"{request.id}/{i}"] for request in requests for i in range(request.params.n)]
-
     def _warm_start(self) -> None:
         config, parts = self._config, self._parts
         if not config.warm_start.steps:
             return
 
         def on_step(done: int, total: int) -> None:
-            self._stop.check()
-            self._observer.on_phase("warm start", done, total)
+            self._progress("warm start", done, total)
 
         warm_start(config, parts.model, parts.tasks, parts.trainer, on_step)
-        parts.engine.update_weights(parts.trainer.params, parts.trainer.version)
+        publish(parts)
         self._checkpoint()  # so that a run killed before its next one need not warm up again
 
     def _evaluate(self) -> None:
         """Accuracy on the held-out problems, greedy and as in training, unless it is known from before a resume."""
         if any(line["step"] == self._done for line in self._run.evaluations()):
             return
-        config, parts = self._config, self._parts
-        tasks = parts.tasks.held_out[: config.eval.max_tasks or None]
-        drawn = SamplingParams(**config.sampling.model_dump(), seed=config.seed)
-        greedy = SamplingParams(temperature=0.0, max_tokens=config.sampling.max_tokens)
-        found, sampled = (
-            accuracy(parts.model, tasks, parts.check, params, lambda requests: self._generate(requests, "eval"))
-            for params in (greedy, drawn)
-        )
-        metrics = {
-            "step": self._done,
-            "eval/accuracy": found.value,
-            "eval/num_tasks": found.total,
-            "eval/num_undecided": found.undecided,
-            "eval/sampled_accuracy": sampled.value,
-        }
+        found = evaluate(self._parts, lambda done, total: self._progress("eval", done, total))
+        metrics = {"step": self._done, **found}
         self._run.append_evaluation(metrics)
         self._observer.on_step(self._done, metrics)
 
     def _checkpoint(self) -> None:
         if self._saved != self._done:
-            checkpoint.save(self._run.checkpoints, self._parts.trainer, self._done)
+            extra = {"next_group": self._sampling.buffer.first_number}
+            checkpoint.save(self._run.checkpoints, self._parts.trainer, self._done, extra)
             self._saved = self._done
 
     def _restore(self) -> None:
@@ -237,7 +227,8 @@ class Loop:
         if newest is not None:
             state = checkpoint.load(newest, self._parts.trainer)
             self._done = self._saved = state.step
-            self._parts.engine.update_weights(self._parts.trainer.params, self._parts.trainer.version)
+            self._sampling.buffer.restart(state.extra.get("next_group", self._done * self._config.num_prompts_per_step))
+            publish(self._parts)
         self._run.truncate_after(self._done)
 
     def _summary(self, outcome: str, reason: str, seconds: float) -> dict[str, Any]:

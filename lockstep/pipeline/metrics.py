@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from lockstep.core import Rollout
+from lockstep.pipeline.buffer import Buffer
 from lockstep.rewards import Advantages, Grade
 
 
@@ -56,6 +57,17 @@ def reward_metrics(grades: Sequence[Grade], gains: Advantages) -> dict[str, floa
         "frac_reward_zero_std": gains.frac_reward_zero_std,
         "frac_reward_undecided": float(gains.undecided.mean()),
         **{f"rewards/{name}/mean": float(np.mean(values)) for name, values in parts.items()},
+    }
+
+
+def buffer_metrics(buffer: Buffer) -> dict[str, float]:
+    """What was sampled for nothing since the last step, and what is in hand for the next ones, in groups."""
+    dropped = buffer.take_dropped()
+    return {
+        "groups/dropped": dropped.groups,
+        "groups/dropped_tokens": dropped.tokens,
+        "groups/outstanding": len(buffer.outstanding),
+        "groups/whole": buffer.num_whole,
     }
 
 

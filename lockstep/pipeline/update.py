@@ -2,9 +2,13 @@
 
 In: a batch and the parts of the run. Out: what was decided, the trainer's logprobs of every rollout, and the numbers.
 
+    log r = (trainer at the sampling version - sampler)  +  (trainer now - trainer at the sampling version)
+          =  mismatch, which must be 0 in every bit      +   update, which is honest staleness
+
 On-policy the forward that training needs anyway *is* the audit: its logprobs are compared with the sampler's before the
-optimizer may step. With several minibatches the later ones are not on-policy any more; then all rollouts are scored
-first, at the weights that sampled them; corrections of all minibatches start from these logprobs.
+optimizer may step. Tokens of older weights are scored again at the weights that sampled them, over keys of the weights
+that wrote those. With several minibatches the later ones are not on-policy any more; then all rollouts are scored
+first; corrections of all minibatches start from these logprobs.
 """
 
 from __future__ import annotations
@@ -12,12 +16,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lockstep.core import Decision, Logprobs
+import numpy as np
+
+from lockstep.core import Decision, Logprobs, Rollout
+from lockstep.numerics import k3
 from lockstep.parity import ParityResult, compare
 from lockstep.pipeline.assembly import Parts
 from lockstep.pipeline.metrics import Stopwatch, merge_steps
 from lockstep.train import ledger
 from lockstep.train.batch import Batch
+from lockstep.train.replay import SpanScorer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +44,7 @@ def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
     if config.train.num_minibatches > 1:
         with watch.stage("parity"):
             scored = trainer.score(batch.rollouts)
-            audit, batch = _Audit(batch, scored), replace(batch, anchor=tuple(scored))
+            audit, batch = _Audit(parts, batch, scored), replace(batch, anchor=tuple(scored))
     decision: Decision | None = None
     taken: list[tuple[int, Mapping[str, float]]] = []
     corrected: list[ledger.Entry] = []
@@ -44,7 +52,7 @@ def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
         with watch.stage("train"):
             proposal = trainer.propose(minibatch)
         with watch.stage("parity"):
-            audit = audit or _Audit(batch, proposal.trainer_logprobs)
+            audit = audit or _Audit(parts, batch, proposal.trainer_logprobs)
             decision = parts.gate.ask(proposal.id, audit.result, num_tokens=batch.num_tokens)
         if not decision.admitted:
             trainer.discard(proposal)
@@ -54,18 +62,50 @@ def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
         taken.append((minibatch.num_tokens, {**proposal.metrics, **published.metrics}))
         corrected += proposal.ledger
     assert audit is not None and decision is not None, "a batch has a minibatch"
-    metrics = {**merge_steps(taken), **ledger.metrics(corrected), **audit.result().metrics()}
+    metrics = {**merge_steps(taken), **ledger.metrics(corrected), **audit.result().metrics(), **audit.update_metrics()}
     return Outcome(decision, audit.scored, metrics)
 
 
 class _Audit:
-    """The comparison of one batch, made when the gate first asks for it."""
+    """The comparison of one batch. `now` are the trainer's logprobs before it steps; made before it steps."""
 
-    def __init__(self, batch: Batch, scored: Sequence[Logprobs]) -> None:
-        self._batch, self.scored = batch, scored
+    def __init__(self, parts: Parts, batch: Batch, now: Sequence[Logprobs]) -> None:
+        self._batch, self._now = batch, now
+        self.scored = _at_sampling(parts, batch.rollouts, now)
         self._result: ParityResult | None = None
 
     def result(self) -> ParityResult:
         if self._result is None:
             self._result = compare(self._batch.rollouts, self.scored)
         return self._result
+
+    def update_metrics(self) -> dict[str, float]:
+        """The part of the log ratio that comes from newer weights, over all tokens, in float64."""
+        for now, then in zip(self._now, self.scored, strict=True):
+            now.contract.require(then.contract, ignore_version=True)
+        now, then = (np.concatenate([p.values for p in side], dtype=np.float64) for side in (self._now, self.scored))
+        change = now - then
+        return {
+            "update/mean_abs_log_ratio": float(np.abs(change).mean()),
+            "update/max_abs_log_ratio": float(np.abs(change).max()),
+            "update/kl": float(k3(change).mean()),
+        }
+
+
+def _at_sampling(parts: Parts, rollouts: Sequence[Rollout], now: Sequence[Logprobs]) -> list[Logprobs]:
+    """The trainer's logprobs at the weights that sampled: `now`, or where older weights had a hand in it, replayed."""
+    number = parts.trainer.version.number
+    stale = [i for i, rollout in enumerate(rollouts) if _versions(rollout) != {number}]
+    scored = list(now)
+    if stale:
+        limit = parts.config.train.max_tokens_per_microbatch
+        scorer = SpanScorer(parts.trainer.forward, parts.history.by_number, limit)
+        for i, logprobs in zip(stale, scorer.score([rollouts[i] for i in stale]), strict=True):
+            scored[i] = logprobs
+    return scored
+
+
+def _versions(rollout: Rollout) -> set[int]:
+    """Of the weights that drew its tokens or wrote the keys these saw."""
+    origin = rollout.provenance
+    return {int(version) for version in origin.weight_version} | {span.version for span in origin.spans}

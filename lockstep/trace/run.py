@@ -26,7 +26,8 @@ from lockstep.trace.observer import OUTCOMES
 from lockstep.trace.rollouts import RolloutRecord
 
 MAY_CHANGE = ("max_steps", "output_dir", "report_to", "train.checkpoint_every", "train.keep_checkpoints", "eval.every")
-"""Settings that a resumed run may have otherwise than at its start: they move no weight."""
+"""Settings that a resumed run may have otherwise than at its start: they move no weight. (An asynchronous run lets all
+that is in flight come in before a checkpoint, so there `train.checkpoint_every` does.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,8 @@ class RunDirectory:
 
     def _same(self, config: RunConfig) -> None:
         before, after = _flat(self.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-        unlike = [key for key in before if before[key] != after[key] and key not in MAY_CHANGE]
+        may_change = set(MAY_CHANGE) - ({"train.checkpoint_every"} if config.pipeline.max_lag else set())
+        unlike = [key for key in before if before[key] != after[key] and key not in may_change]
         if unlike:
             raise InputError(
                 message(

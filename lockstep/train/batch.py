@@ -71,7 +71,8 @@ class Microbatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Rollouts of one contract, `advantages` float64 [R], and how the loss is averaged. Validated when made.
+    """Rollouts of one contract (but for weight versions), `advantages` float64 [R], and how the loss is averaged.
+    Validated when made.
 
     `anchor` are the trainer's logprobs before the first step that is taken on these rollouts, one a rollout; None while
     that step is yet to come, when the forward of the loss gives the same numbers. Corrections start from them.
@@ -93,7 +94,7 @@ class Batch:
                         expected=f"{len(self.rollouts)} finite numbers", do="Give 0.0 to a rollout without signal")
             )  # fmt: skip
         for rollout in self.rollouts:
-            self.contract.require(rollout.sampler_logprobs.contract)
+            self.contract.require(rollout.sampler_logprobs.contract, ignore_version=True)
             _require_trainable(rollout)
         for rollout, logprobs in zip(self.rollouts, self.anchor or (), strict=self.anchor is not None):
             self.contract.require(logprobs.contract, ignore_version=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lockstep.config import RunConfig
-from lockstep.core import Contract, Decision, Logprobs, Rollout, WeightVersion
+from lockstep.core import Contract, Decision, Logprobs, Probe, Rollout, WeightVersion
 from lockstep.errors import GateRefused, InputError, ModelError, NumericsError, message
 from lockstep.kernels.allocator import keep_freed_memory
 from lockstep.kernels.head import Targets
@@ -39,6 +39,8 @@ from lockstep.train.policy_loss import policy_loss
 from lockstep.train.prompts import score_prompts
 from lockstep.train.tally import Tally
 from lockstep.train.targets import targets_of
+
+PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +91,20 @@ class Trainer:
     def params(self) -> dict[str, Tensor]:
         """The published weights, exactly what the forward uses. Copy them: the next step changes them in place."""
         return {name: leaf.detach() for name, leaf in self._leaves.items()}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the published weights, for others to keep."""
+        self.require_whole()
+        return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+
+    def probe(self) -> Probe:
+        """What these weights say about a few tokens: whoever installs them can prove that it computes with them."""
+        self.require_whole()
+        ids = np.arange(1, 1 + PROBE_TOKENS, dtype=np.int64) % self.model.arch.vocab_size
+        with torch.no_grad():
+            packed = batches.pack([(ids[:1], ids[1:])], [0], self.device)
+            values = self.forward.logprobs(self._leaves, packed, Targets(packed.targets_N, 1.0))[0]
+        return Probe(ids.astype(np.int32), values.cpu().numpy())
 
     @property
     def pending(self) -> Proposal | None:
@@ -142,7 +158,7 @@ class Trainer:
         logprobs = tuple(Logprobs(values, mine) for values in tally.logprobs(batch))
         self._proposals += 1
         name = f"proposal {self._proposals} on {self.version}"
-        metrics = tally.metrics(batch) | {"lag": float(lag.mean())}
+        metrics = tally.metrics(batch) | {"lag": float(lag.mean()), "lag_max": float(lag.max())}
         self._pending = Proposal(name, self.version, logprobs, tally.loss, metrics, tuple(tally.entries))
         return self._pending
 
@@ -258,7 +274,7 @@ class Trainer:
         lag = self.version.number - np.concatenate([r.provenance.weight_version for r in batch.rollouts]).astype(
             np.int64
         )
-        bound = self.config.pipeline.max_lag + self.config.train.num_minibatches - 1
+        bound = (self.config.pipeline.max_lag + 1) * self.config.train.num_minibatches - 1
         if lag.min() < 0 or lag.max() > bound:
             got, do = f"{lag.min()} to {lag.max()} behind {self.version}", "Sample again with the present weights"
             rule = "tokens must be of a recent weight version"

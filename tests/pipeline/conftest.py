@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lockstep.config import RunConfig, parse
+from lockstep.core import Rollout
 from lockstep.pipeline import Loop, Parts, assemble
+from lockstep.pipeline.buffer import Group
 from lockstep.trace import RunDirectory
 
 
@@ -80,3 +83,21 @@ def tiny_config() -> Callable[..., RunConfig]:
 @pytest.fixture(scope="session")
 def run_loop() -> Callable[..., tuple[dict[str, Any], Recorder]]:
     return _run_loop
+
+
+def _meddle(running: Loop, change: Callable[[list[Rollout]], list[Rollout]]) -> None:
+    """Let `change` have the rollouts of each batch before the trainer sees them."""
+    sampling = running._sampling
+    collect, size = sampling.collect, sampling.buffer.size
+
+    def changed(*arguments: Any) -> tuple[Group, ...]:
+        groups = collect(*arguments)
+        rollouts = change([rollout for group in groups for rollout in group.rollouts])
+        return tuple(replace(g, rollouts=tuple(rollouts[i * size : (i + 1) * size])) for i, g in enumerate(groups))
+
+    sampling.collect = changed  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def meddle() -> Callable[[Loop, Callable[[list[Rollout]], list[Rollout]]], None]:
+    return _meddle

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lockstep.core import Rollout
 from lockstep.errors import GateRefused
 from lockstep.models.checkpoint import digest
 from lockstep.pipeline import Loop, Parts
@@ -77,26 +78,18 @@ def test_without_a_correction_there_is_no_ledger(run_loop, tiny_config, tmp_path
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_gate_comes_before_the_correction(run_loop, tiny_config, kind: str, tmp_path: Path) -> None:
+def test_the_gate_comes_before_the_correction(run_loop, tiny_config, meddle, kind: str, tmp_path: Path) -> None:
     """A correction that would remove every differing token does not get the batch past the gate."""
     seen: dict[str, Any] = {}
 
     def shift(parts: Parts, running: Loop) -> None:
-        generate = running._generate
-
-        def shifted(requests: Any, phase: str) -> Any:
-            rollouts = generate(requests, phase)
-            if phase != "rollout":
-                return rollouts
+        def shifted(rollouts: list[Rollout]) -> list[Rollout]:
             seen["trainer"], seen["before"] = parts.trainer, parts.trainer.version
             old = rollouts[3].sampler_logprobs
-            return [
-                *rollouts[:3],
-                replace(rollouts[3], sampler_logprobs=replace(old, values=old.values - 3)),
-                *rollouts[4:],
-            ]
+            moved = replace(rollouts[3], sampler_logprobs=replace(old, values=old.values - 3))
+            return [*rollouts[:3], moved, *rollouts[4:]]
 
-        running._generate = shifted  # type: ignore[method-assign]
+        meddle(running, shifted)
 
     config = tiny_config(max_steps=1, corrections={"type": kind, "low": 0.9, "high": 1.1, "cap": 1.0})
     with pytest.raises(GateRefused, match=r"parity gate \(step 1\)"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lockstep import models
-from lockstep.core import Logprobs
+from lockstep.core import Logprobs, Rollout
 from lockstep.errors import GateRefused, Interrupted, NumericsError, StorageError
 from lockstep.models.checkpoint import digest, read_parameters
 from lockstep.pipeline import Loop, Parts, loop
@@ -193,23 +193,20 @@ def _without_times(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith(varying)} for line in RunDirectory(run).metrics()]
 
 
-def test_a_refused_step_changes_nothing_and_keeps_its_batch(run_loop, tiny_config, tmp_path: Path) -> None:
+def test_a_refused_step_changes_nothing_and_keeps_its_batch(run_loop, tiny_config, meddle, tmp_path: Path) -> None:
     path = tmp_path / "run"
     before: dict[str, str] = {}
 
     def shift_one_token(parts: Parts, running: Loop) -> None:
-        generate = running._generate
-
-        def shifted(requests: Any, phase: str) -> Any:
-            rollouts = generate(requests, phase)
-            if phase != "rollout" or parts.trainer.version.number < 12 + 2:
+        def shifted(rollouts: list[Rollout]) -> list[Rollout]:
+            if parts.trainer.version.number < 12 + 2:
                 return rollouts
             before["digest"] = parts.trainer.version.digest
             old = rollouts[5].sampler_logprobs
             rolled = Logprobs(np.roll(old.values, 1), old.contract)
             return [*rollouts[:5], replace(rollouts[5], sampler_logprobs=rolled), *rollouts[6:]]
 
-        running._generate = shifted  # type: ignore[method-assign]
+        meddle(running, shifted)
 
     with pytest.raises(GateRefused, match=r"parity gate \(step 3\).*3/1/1"):
         run_loop(path, tiny_config(), edit=shift_one_token)
@@ -247,10 +244,10 @@ def test_a_full_disk_while_checkpointing_keeps_the_older_checkpoint(
 ) -> None:
     path, real = tmp_path / "run", loop.checkpoint.save
 
-    def full(directory: Path, trainer: Any, step: int) -> Path:
+    def full(directory: Path, trainer: Any, step: int, extra: Any) -> Path:
         if step == 4:
             raise StorageError("storage (checkpoint): it must be written whole - got no space left, expected room. Do.")
-        return real(directory, trainer, step)
+        return real(directory, trainer, step, extra)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.checkpoint, "save", full)
