@@ -78,8 +78,9 @@ def check_spans(rollout: Rollout) -> None:
         if span.start not in (0, before.end if before else 0):
             expected = f"a start at 0{f' or {before.end}' if before else ''}"
             raise _refused(rollout, "a span goes on where the last one ended, or starts anew", seen, expected)
-        if before and span.version < before.version:
-            raise _refused(rollout, "versions never fall", seen, f"a version of at least {before.version}")
+        least = before.version if before else 0
+        if span.version < least:
+            raise _refused(rollout, "versions never fall", seen, f"a version of at least {least}")
         before = span
     _check_decided(rollout, needed)
 

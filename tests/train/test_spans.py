@@ -169,6 +169,7 @@ def test_a_history_with_one_number_changed_is_right_or_refused(make, history, da
         ([1, 1], [(0, 3, 1), (2, 4, 1)], "starts anew - got positions 2 to 3 .* expected a start at 0 or 3"),
         ([1, 1], [(0, 2, 1), (3, 4, 1)], "starts anew - got positions 3 to 3 .* expected a start at 0 or 2"),
         ([2, 1], [(0, 3, 2), (3, 4, 1)], "versions never fall - got .* expected a version of at least 2"),
+        ([1, 1], [(0, 2, -1), (2, 4, 1)], "versions never fall - got .* expected a version of at least 0"),
         ([1, 2], [(0, 3, 2), (3, 4, 2)], "got token 0 of version 1, first run in positions 0 to 2 at version 2"),
         ([1, 1], [(0, 3, 1)], "run every row that decided a token - got 3 positions, expected 4"),
         ([1, 2], [], r"several weight versions need spans - got versions \(1, 2\) and no span"),
