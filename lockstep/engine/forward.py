@@ -61,6 +61,7 @@ def _score_prompts(step: Step, hidden_TE: Tensor, generation: Generation) -> Non
             continue
         while (given := sum(map(len, job.prompt_logprobs))) > start:
             job.prompt_logprobs.pop()
+            job.prompt_versions.pop()
         assert given == start, f"logprobs of {given} prompt tokens, the step runs from {start}"
         if rows.start < rows.stop:
             ids = job.prompt[start + 1 : start + 1 + rows.stop - rows.start].astype(np.int64)
@@ -68,3 +69,4 @@ def _score_prompts(step: Step, hidden_TE: Tensor, generation: Generation) -> Non
             targets = Targets(ids_N, job.request.params.temperature or 1.0)
             logprobs_N, _ = target_logprobs(hidden_TE[rows], generation.head_VE, targets)
             job.prompt_logprobs.append(logprobs_N.cpu().numpy())
+            job.prompt_versions.append(generation.version.number)

@@ -24,10 +24,10 @@ from lockstep.core import (
     Provenance,
     Request,
     Rollout,
-    SamplingParams,
     Span,
     Support,
 )
+from lockstep.errors import InputError, message
 
 if TYPE_CHECKING:
     from lockstep.engine.text import StopText
@@ -47,7 +47,8 @@ class Job:
     awaited: bool = False
     forked: bool = False
     arrival: int = 0
-    prompt_logprobs: list[np.ndarray] = field(default_factory=list)
+    prompt_logprobs: list[np.ndarray] = field(default_factory=list)  # a piece for each chunk of the prompt
+    prompt_versions: list[int] = field(default_factory=list)  # the weight version of each piece
     prompt: np.ndarray = field(init=False)
     completions: tuple[Completion, ...] = field(init=False)
 
@@ -173,9 +174,16 @@ class Completion:
         params, pieces = self.job.request.params, self.job.prompt_logprobs
         if not params.prompt_logprobs or sum(map(len, pieces)) != self.num_prompt - 1:
             return None
-        plain = SamplingParams(temperature=params.temperature)
-        seen = tuple(sorted({span.version for span in self.spans if span.start < self.num_prompt}))
-        return Logprobs(np.concatenate([np.empty(0, np.float32), *pieces]), Contract.of(plain, head_dtype, seen))
+        contract = Contract.of_prompt(params, head_dtype, tuple(sorted(set(self.job.prompt_versions))))
+        return Logprobs(np.concatenate([np.empty(0, np.float32), *pieces]), contract)
+
+
+def twice(request_id: str) -> InputError:
+    """The error for an id that is in use."""
+    do = "Give every request an id of its own; it is the key of its random numbers"
+    return InputError(
+        message(f"request ({request_id})", "ids must differ", got="the id twice", expected="each id once", do=do)
+    )
 
 
 def _ragged(supports: Sequence[np.ndarray]) -> Support:

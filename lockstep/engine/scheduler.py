@@ -190,6 +190,7 @@ class Scheduler:
         completion.restart()
         if not completion.job.forked:
             completion.job.prompt_logprobs.clear()
+            completion.job.prompt_versions.clear()
         bisect.insort(self._waiting, completion, key=_order)
         self.num_preemptions += 1
 

@@ -197,3 +197,17 @@ def test_spans_of_a_request_that_began_before_the_update(llama):
     engine, new = llama.engine(), moved(llama)
     (first, *_) = run(engine, at=2, then=lambda: engine.update_weights(new, named(new, 1)))
     assert first.provenance.spans == (Span(0, 20, 0), Span(20, 30, 1))
+
+
+@pytest.mark.parametrize("kv", ["keep", "recompute"])
+def test_prompt_logprobs_say_which_weights_gave_them(llama, kv):
+    """However the prompt is run again later."""
+    engine, new = llama.engine(max_tokens_per_step=16), moved(llama)
+    ask = [Request("p", tuple(range(1, 40)), replace(FREE, prompt_logprobs=True))]
+    policy = UpdatePolicy("keep", kv)
+    (late,) = run(engine, ask, at=5, then=lambda: engine.update_weights(new, named(new, 1), policy))
+    assert late.prompt_logprobs.contract.weight_versions == (0,)
+    engine = llama.engine(max_tokens_per_step=16)
+    (early,) = run(engine, ask, at=1, then=lambda: engine.update_weights(new, named(new, 1), policy))
+    assert early.prompt_logprobs.contract.weight_versions == ((0, 1) if kv == "keep" else (1,))
+    assert len(early.prompt_logprobs) == 38

@@ -142,12 +142,12 @@ def test_a_stop_between_checkpoints_goes_back_to_the_last_one(run_loop, tiny_con
 
 
 def test_a_gate_that_refuses_names_the_stale_token(run_loop, tiny_config, tmp_path: Path) -> None:
-    """The history holds other weights than those that sampled: no honest staleness, and the gate sees it."""
+    """The history holds other weights than those that sampled: that is no honest staleness, and the gate sees it."""
     seen: dict[str, Any] = {}
 
     class Wrong(WeightHistory):
         def add(self, version: Any, params: Any) -> None:
-            super().add(version, {name: tensor * 1.001 for name, tensor in params.items()})
+            super().add(version, {name: tensor * 1.02 for name, tensor in params.items()})
 
     def swap_history(parts: Parts, running: Loop) -> None:
         seen["trainer"], seen["history"] = parts.trainer, Wrong(3)
