@@ -51,6 +51,14 @@ class StorageError(LockstepError):
     """The run directory cannot be written (disk full, no permission)."""
 
 
+class EngineDied(LockstepError):
+    """The process of an engine has ended; `in_flight` are ids of the rollouts that it owed."""
+
+    def __init__(self, text: str, in_flight: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.in_flight = in_flight
+
+
 class Interrupted(LockstepError):
     """The user asked for a stop; everything up to the last whole step is on disk."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from lockstep import errors
 from lockstep.errors import (
     ConfigError,
     ContractError,
+    EngineDied,
     GateRefused,
     InputError,
     Interrupted,
@@ -54,6 +56,7 @@ def test_every_error_is_ours_documented_and_has_an_exit_code(kind: type[Lockstep
         (ContractError, 2),
         (StageError, 2),
         (StorageError, 2),
+        (EngineDied, 2),
         (GateRefused, 1),
         (NumericsError, 1),
         (Interrupted, 130),
@@ -61,6 +64,12 @@ def test_every_error_is_ours_documented_and_has_an_exit_code(kind: type[Lockstep
 )
 def test_exit_codes(kind: type[LockstepError], code: int):
     assert kind("x").exit_code == code
+
+
+def test_what_an_engine_owed_survives_a_pipe():
+    died = pickle.loads(pickle.dumps(EngineDied("gone", ("a/0", "b/1"))))
+    assert (str(died), died.in_flight) == ("gone", ("a/0", "b/1"))
+    assert EngineDied("gone").in_flight == ()
 
 
 def test_the_standard_families():

@@ -11,5 +11,6 @@ from __future__ import annotations
 
 from lockstep.engine.accounting import Counters, Memory
 from lockstep.engine.engine import Engine
+from lockstep.engine.remote import RemoteEngine
 
-__all__ = ["Counters", "Engine", "Memory"]
+__all__ = ["Counters", "Engine", "Memory", "RemoteEngine"]

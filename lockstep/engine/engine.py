@@ -24,7 +24,7 @@ from lockstep.engine.kv import KeyValues
 from lockstep.engine.limits import Limits
 from lockstep.engine.probe import require_probe
 from lockstep.engine.prompt import Prompt, encode_all
-from lockstep.engine.request import Completion, Job
+from lockstep.engine.request import Completion, Job, twice
 from lockstep.engine.scheduler import Scheduler
 from lockstep.engine.text import StopText
 from lockstep.engine.weights import Generation, Update, Weights
@@ -50,18 +50,20 @@ class Engine:
         version: WeightVersion,
         config: EngineConfig | None = None,
         device: str | torch.device = "cpu",
+        *,
+        share: bool = False,
     ) -> None:
         """Copy `params`, which must be those that `version` names, and set the KV cache aside.
 
-        Raises `ConfigError` for settings that leave no room for a page or exceed the model's context, and what
-        `update_weights` raises.
+        `share` keeps the tensors instead; nobody may change them then. Raises `ConfigError` for settings that leave no
+        room for a page or exceed the model's context, and what `update_weights` raises.
         """
         keep_freed_memory()
         self.model = model
         self.config = config or EngineConfig()
         dtype = _DTYPES[self.config.dtype]
         self.weights = Weights(model.arch, dtype, self.config.head_dtype, device)
-        self.weights.replace(params, version)
+        self.weights.replace(params, version, share=share)
         self.limits = Limits.of(model.arch, self.config, dtype)
         self._kv = KeyValues(model.arch, self.limits.num_pages, self.limits.page_size, dtype, device)
         self._scheduler = Scheduler(
@@ -70,7 +72,7 @@ class Engine:
             self.config.max_tokens_per_step,
             self.limits.max_completions,
         )
-        self._scheduler.new_weights(version.number, version.digest, "salt")
+        self._scheduler.new_weights(version.number, version.digest, UpdatePolicy())
         self._finished: list[Completion] = []  # not yet handed out by `step`
 
     @classmethod
@@ -132,7 +134,7 @@ class Engine:
         seen: set[str] = set()
         for request in requests:
             if request.id in seen:
-                raise _twice(request.id)
+                raise twice(request.id)
             seen.add(request.id)
             self.limits.check(request)
         jobs = [self._submit(request, awaited=True) for request in requests]
@@ -150,7 +152,7 @@ class Engine:
         id in flight, or more completions or pages than the engine has.
         """
         if any(job.request.id == request.id and not job.awaited for job in self._scheduler.jobs()):
-            raise _twice(request.id)
+            raise twice(request.id)
         self.limits.check(request)
         self._submit(request, awaited=False)
 
@@ -223,7 +225,7 @@ class Engine:
         while policy.pause == "wait" and self._scheduler.has_work:
             self._advance()
         self.weights.swap(generation)
-        self._scheduler.new_weights(generation.version.number, generation.version.digest, policy.kv)
+        self._scheduler.new_weights(generation.version.number, generation.version.digest, policy)
 
     def _submit(self, request: Request, *, awaited: bool, streamed: bool = False) -> Job:
         params, tokenizer = request.params, self.model.tokenizer
@@ -294,10 +296,3 @@ def _finish(completion: Completion, token: int) -> None:
         completion.finish_reason = "length"
     if completion.finish_reason is not None and text is not None and text.close():
         completion.finish_reason = "stop"
-
-
-def _twice(request_id: str) -> InputError:
-    do = "Give every request an id of its own; it is the key of its random numbers"
-    return InputError(
-        message(f"request ({request_id})", "ids must differ", got="the id twice", expected="each id once", do=do)
-    )

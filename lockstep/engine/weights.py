@@ -65,10 +65,10 @@ class Weights:
         assert self._current is not None, "no weights yet"
         return self._current
 
-    def replace(self, params: Mapping[str, Tensor], version: WeightVersion) -> None:
-        """Serve a copy of `params` from now on, or raise and change nothing."""
+    def replace(self, params: Mapping[str, Tensor], version: WeightVersion, *, share: bool = False) -> None:
+        """Serve a copy of `params` (or, if shared, themselves) from now on, or raise and change nothing."""
         self._check_order(version)
-        self.swap(self.build(params, version, share=False))
+        self.swap(self.build(params, version, share=share))
 
     def begin(self, version: WeightVersion) -> Update:
         """Start an update; nothing changes before its `commit`. Raises `InputError` for a stale version, or if another
