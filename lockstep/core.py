@@ -67,13 +67,14 @@ class UpdatePolicy:
     `pause`: ``keep`` them, to go on under the new weights; ``wait`` until they have finished; ``abort`` them.
     `kv`: ``keep`` all keys and what the prefix cache holds; ``salt``: who is in flight goes on over its keys, and
     prefixes are only found among those of the new weights; ``recompute``: as salt, and who is in flight has its keys
-    made anew.
+    made anew. `oldest_keys`: under ``keep``, prefixes with keys of older versions are not found.
 
     Tokens say which weights drew them, and `Provenance.spans` which wrote their keys, whatever the policy.
     """
 
     pause: Literal["keep", "wait", "abort"] = "keep"
     kv: Literal["keep", "salt", "recompute"] = "salt"
+    oldest_keys: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

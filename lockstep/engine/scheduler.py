@@ -17,7 +17,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lockstep.core import Span
+from lockstep.core import Span, UpdatePolicy
 from lockstep.engine.cache import PagePool, page_key, root_key
 from lockstep.engine.request import Completion, Job
 
@@ -53,7 +53,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_hits = 0  # tokens that were found in the cache
         self._root = root_key("")
-        self._version = 0
+        self._version = self._oldest = 0
         self._arrivals = 0
         self._waiting: list[Completion] = []  # in order; of a job that has not forked only the first completion
         self._active: list[Completion] = []  # in order
@@ -109,18 +109,15 @@ class Scheduler:
                 self._fork(completion)
         self._drop_finished()
 
-    def new_weights(self, version: int, salt: str, kv: str) -> None:
-        """From the next step on, keys are written at `version`.
-
-        `kv` as in `core.UpdatePolicy`; under new weights prefixes are named after the new `salt`.
-        """
-        self._version = version
-        if kv == "keep" or (kv == "salt" and root_key(salt) == self._root):
+    def new_weights(self, version: int, salt: str, policy: UpdatePolicy) -> None:
+        """From the next step on, keys are written at `version`; under new weights prefixes are named after `salt`."""
+        self._version, self._oldest = version, policy.oldest_keys
+        if policy.kv == "keep" or (policy.kv == "salt" and root_key(salt) == self._root):
             return
         self._root = root_key(salt)
         self.pool.forget_all()
         for completion in self._active[::-1]:
-            if kv == "recompute":
+            if policy.kv == "recompute":
                 self._preempt(completion)
             elif completion.computed:
                 completion.page_keys = None
@@ -225,8 +222,8 @@ class Scheduler:
             return keys, pages  # every row of the prompt is wanted
         while len(pages) < (completion.length - 1) // self.page_size:
             key = self._next_key(completion, keys)
-            page = self.pool.find(key)
-            if page is None or (completion.past and any(s.version != self._version for s in self.pool.spans(page))):
+            page, oldest = self.pool.find(key), self._version if completion.past else self._oldest
+            if page is None or any(span.version < oldest for span in self.pool.spans(page)):
                 break
             keys.append(key)
             pages.append(page)
@@ -240,8 +237,11 @@ class Scheduler:
         keys, size = completion.page_keys, self.page_size
         while keys is not None and len(keys) < completion.computed // size:
             at = len(keys)
+            follows = not keys or self.pool.find(keys[-1]) == completion.pages[at - 1]
             keys.append(self._next_key(completion, keys))
-            self.pool.register(completion.pages[at], keys[at], _within(completion.layout, at * size, (at + 1) * size))
+            if follows:  # else its keys were written over another page than the one that is found before it
+                spans = _within(completion.layout, at * size, (at + 1) * size)
+                self.pool.register(completion.pages[at], keys[at], spans)
 
     def _fork(self, first: Completion) -> None:
         """Whoever goes on shares the full pages of the prompt, and gets a copy of the last one if it is partial.

@@ -67,7 +67,8 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
         "task": {"mapping": tasks.mapping, "train": len(tasks.train), "held_out": len(tasks.held_out)},
         "invariance": invariance,
     }
-    history = WeightHistory(config.pipeline.max_lag + 1)
+    lag = config.pipeline.max_lag
+    history = WeightHistory(1 + (2 * lag if config.pipeline.kv == "keep" else lag))  # kept keys may be as old again
     history.add(trainer.version, engine.weights.serving.params)
     return Parts(config, model, tasks, check, rewarder, engine, trainer, ParityGate(config.parity), history, manifest)
 

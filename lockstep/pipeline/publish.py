@@ -14,7 +14,9 @@ from lockstep.pipeline.assembly import Parts
 
 def publish(parts: Parts) -> None:
     """Give the engine the trainer's weights; requests in flight go on. Raises what `Engine.update_weights` raises."""
-    trainer, policy = parts.trainer, UpdatePolicy("keep", parts.config.pipeline.kv)
+    config, trainer = parts.config, parts.trainer
+    oldest = trainer.version.number - config.pipeline.max_lag * config.train.num_minibatches
+    policy = UpdatePolicy("keep", config.pipeline.kv, max(oldest, 0))
     snapshot = trainer.snapshot()
     parts.engine.update_weights(snapshot, trainer.version, policy, share=True, probe=trainer.probe())
     parts.history.add(trainer.version, snapshot)

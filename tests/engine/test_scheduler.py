@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lockstep.core import Path, Request, SamplingParams, Span
+from lockstep.core import Path, Request, SamplingParams, Span, UpdatePolicy
 from lockstep.engine.cache import PagePool
 from lockstep.engine.request import Completion, Job
 from lockstep.engine.scheduler import Scheduler, Step
@@ -114,7 +114,7 @@ class Schedules(RuleBasedStateMachine):
     @rule(kv=st.sampled_from(["keep", "salt", "recompute"]), same=st.booleans())
     def new_weights(self, kv, same):
         self.version += not same
-        self.scheduler.new_weights(self.version, str(self.version), kv)
+        self.scheduler.new_weights(self.version, str(self.version), UpdatePolicy("keep", kv))
 
     def run_step(self, token):
         s = self.scheduler
@@ -278,7 +278,7 @@ def test_only_keep_lets_new_requests_find_keys_of_old_weights(kv, hits):
     s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
     s.add(make_job("first", 10, salt=1))
     run_all(s)
-    s.new_weights(1, "other", kv)
+    s.new_weights(1, "other", UpdatePolicy("keep", kv))
     s.add(make_job("second", 14, salt=1))
     finish_step(s, s.plan())
     assert s.num_hits == hits
@@ -288,13 +288,38 @@ def test_only_keep_lets_new_requests_find_keys_of_old_weights(kv, hits):
 
 def test_an_identity_update_keeps_the_prefix_cache():
     s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
-    s.new_weights(0, "same", "salt")
+    s.new_weights(0, "same", UpdatePolicy())
     s.add(make_job("first", 10, salt=1))
     run_all(s)
-    s.new_weights(0, "same", "salt")
+    s.new_weights(0, "same", UpdatePolicy())
     s.add(make_job("second", 14, salt=1))
     s.plan()
     assert s.num_hits == 8
+
+
+def test_kept_prefixes_that_are_too_old_are_not_found():
+    s = Scheduler(PagePool(12), 4, max_tokens=32, max_completions=8)
+    s.add(make_job("first", 10, salt=1))
+    run_all(s)
+    s.new_weights(1, "1", UpdatePolicy("keep", "keep", oldest_keys=1))
+    s.add(make_job("second", 14, salt=1))
+    assert s.plan().counts == (14,)
+
+
+def test_a_page_is_found_only_after_the_page_it_was_written_over():
+    """Under `keep` a beginning may have run at two weights: the later second page has other keys before it."""
+    s = Scheduler(PagePool(12), 4, max_tokens=8, max_completions=8)
+    late = make_job("late", 9, salt=1)
+    s.add(make_job("early", 5, limit=1, salt=1))
+    s.add(late)
+    finish_step(s, s.plan())  # all of early, 3 of late: neither has found the other's page
+    s.new_weights(1, "1", UpdatePolicy("keep", "keep"))
+    finish_step(s, s.plan())  # late: positions 3 to 8, so its first page is not the one that has the key
+    run_all(s)
+    third = make_job("third", 9, salt=1)
+    s.add(third)
+    s.plan()
+    assert third.completions[0].spans == (Span(0, 4, 0),), "early's page, and nothing that late wrote"
 
 
 @pytest.mark.parametrize(
@@ -306,7 +331,7 @@ def test_spans_say_how_a_completion_lived_through_an_update(kv, spans):
     job = make_job("a", 6)
     s.add(job)
     finish_step(s, s.plan())
-    s.new_weights(1, "1", kv)
+    s.new_weights(1, "1", UpdatePolicy("keep", kv))
     finish_step(s, s.plan())
     assert job.completions[0].spans == spans
 
