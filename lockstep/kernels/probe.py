@@ -17,7 +17,7 @@ from lockstep import numerics
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.activation import silu_mul
 from lockstep.kernels.attention import KEY_BLOCK, paged_attention, plan_tiles
-from lockstep.kernels.linear import linear, way_of
+from lockstep.kernels.linear import linear, pack, way_of
 from lockstep.kernels.norm import rms_norm
 from lockstep.kernels.threads import thread_counts, using_threads
 
@@ -47,7 +47,9 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
         x = torch.randn(TOTAL, weight.shape[1], generator=generator).to(weight)
         name = f"linear {list(weight.shape)} {_dtype(weight)}"
         _require(name, lambda rows, w=weight: linear(rows, w), x)
-        findings[name] = str(way_of(*weight.shape, weight.dtype, weight.device))
+        packed = pack(weight)
+        _require(f"packed {name}", lambda rows, w=weight, p=packed: linear(rows, p if len(rows) < TOTAL else w), x)
+        findings[name] = str(way_of(weight.shape[0], weight.shape[1], weight.dtype, weight.device))
     head, body = subject.weights["head"], subject.weights["embedding"]
     vocabulary, width = body.shape
     dtype, device = body.dtype, head.device

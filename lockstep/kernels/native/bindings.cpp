@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "attention.h"
+#include "product.h"
 
 namespace {
 
@@ -127,6 +128,35 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_, const
   return found;
 }
 
+// [O, K] -> [ceil(O / 64), K / 2, 64, 2]
+Tensor pack(const Tensor& weight_) {
+  const Tensor weight = dense_rows(weight_, at::kBFloat16, 2, "weight");
+  const int64_t O = weight.size(0), K = weight.size(1), block = lockstep::kColumnBlock;
+  TORCH_CHECK(K % 2 == 0, "weight: an even number of inputs");
+  Tensor panels = at::empty({(O + block - 1) / block, K / 2, block, 2}, weight.options());
+  lockstep::pack_panels(data<uint16_t>(weight), weight.stride(0), O, K, data<uint16_t>(panels));
+  return panels;
+}
+
+// x [N, K] times weight [O, K] or its panels, plus bias -> [N, O], rounded to bfloat16 or, if wide, not
+Tensor product(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& bias, int64_t O, bool wide) {
+  const Tensor x = dense_rows(x_, at::kBFloat16, 2, "x");
+  const bool packed = weight_.dim() == 4;
+  const Tensor weight = dense_rows(weight_, at::kBFloat16, packed ? 4 : 2, "weight");
+  const int64_t N = x.size(0), K = x.size(1), block = lockstep::kColumnBlock;
+  TORCH_CHECK(K % 2 == 0 && (packed ? weight.is_contiguous() && weight.size(0) == (O + block - 1) / block &&
+                                          weight.size(1) == K / 2 && weight.size(2) == block
+                                    : weight.size(0) == O && weight.size(1) == K),
+              "weight: does not fit rows of ", K, " and ", O, " outputs");
+  TORCH_CHECK(!bias || (bias->is_contiguous() && bias->scalar_type() == at::kBFloat16 && bias->numel() == O),
+              "bias: one bfloat16 for each output");
+  Tensor out = at::empty({N, O}, x.options().dtype(wide ? at::kFloat : at::kBFloat16));
+  lockstep::multiply({data<uint16_t>(x), x.stride(0), N, K, O, packed ? nullptr : data<uint16_t>(weight),
+                      weight.stride(0), packed ? data<uint16_t>(weight) : nullptr,
+                      bias ? data<uint16_t>(*bias) : nullptr, out.data_ptr(), wide});
+  return out;
+}
+
 } // namespace
 
 TORCH_LIBRARY(lockstep, m) {
@@ -134,4 +164,6 @@ TORCH_LIBRARY(lockstep, m) {
         " -> (Tensor, Tensor)", &attention);
   m.def("attention_backward(Tensor grad, Tensor[] passed, Tensor plan, Tensor table, Tensor rows, float scale)"
         " -> (Tensor, Tensor, Tensor)", &attention_backward);
+  m.def("pack(Tensor weight) -> Tensor", &pack);
+  m.def("product(Tensor x, Tensor weight, Tensor? bias, int outputs, bool wide) -> Tensor", &product);
 }

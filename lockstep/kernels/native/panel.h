@@ -8,11 +8,9 @@
 // What is past D, or past the last visible key, is zero.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-
 #include "lanes.h"
+#include "scratch.h"
+#include "transpose.h"
 
 namespace lockstep {
 
@@ -23,30 +21,6 @@ constexpr int kRows = kWidth == 16 ? 6 : 1; // query rows in one product: what t
 constexpr int kDots = 4;                    // partial sums of a dot product, by d mod 4: their latencies overlap
 
 inline int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-// Floats of one thread, on a cache line, zero at first.
-class Scratch {
- public:
-  explicit Scratch(size_t count) {
-    const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes > 0 ? bytes : 64)));
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_.get(), 0, bytes);
-    next_ = data_.get();
-  }
-  float* take(size_t count) { // a multiple of 16 keeps the next on a cache line
-    float* out = next_;
-    next_ += count;
-    return out;
-  }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
-  float* next_;
-};
 
 // Where a key lies: slot `s` of block `b` of a cache or, with `rows`, packed row rows[16 b + s].
 template <typename T>
@@ -59,41 +33,6 @@ struct Source {
     return rows ? base + rows[b * kBlock + s] * slot + h * head : base + b * block + h * head + s * slot;
   }
 };
-
-#if !defined(__clang__)
-// Swap of off-diagonal blocks of side STEP: lanes of two rows that lie STEP apart.
-template <int STEP>
-struct Swap {
-  uint32_t low[kWidth], high[kWidth];
-  constexpr Swap() : low(), high() {
-    for (uint32_t i = 0; i < kWidth; ++i) {
-      low[i] = i & STEP ? i - STEP + kWidth : i;
-      high[i] = i & STEP ? i + kWidth : i + STEP;
-    }
-  }
-};
-
-template <int STEP>
-LOCKSTEP_INLINE void swap_blocks(Words* row) {
-  static constexpr Swap<STEP> swap{};
-  Words low, high;
-  std::memcpy(&low, swap.low, sizeof(low));
-  std::memcpy(&high, swap.high, sizeof(high));
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    if (i & STEP) continue;
-    const Words a = row[i], b = row[i + STEP];
-    row[i] = __builtin_shuffle(a, b, low);
-    row[i + STEP] = __builtin_shuffle(a, b, high);
-  }
-}
-
-LOCKSTEP_INLINE void transpose(Words* row) {
-  swap_blocks<1>(row);
-  swap_blocks<2>(row);
-  if constexpr (kWidth > 4) swap_blocks<4>(row);
-  if constexpr (kWidth > 8) swap_blocks<8>(row);
-}
 
 // Columns [d, d + kWidth words) of kWidth keys; a word holds one float or two bfloat16.
 template <typename T>
@@ -110,19 +49,16 @@ LOCKSTEP_INLINE void turn_square(const T* const* key, int d, float* turned) {
     if (each == 2) std::memcpy(turned + (d + i * each + 1) * kBlock, &second, sizeof(Words));
   }
 }
-#endif
 
 // Moves data only: no rounding here, so how a column was reached cannot show.
 template <typename T>
 void turn(const T* const* key, int count, int D, float* turned) {
   int d = 0;
-#if !defined(__clang__)
-  if (count == kBlock) {
+  if (kTurns && count == kBlock) {
     constexpr int columns = kWidth * 4 / sizeof(T);
     for (; d + columns <= D; d += columns)
       for (int first = 0; first < kBlock; first += kWidth) turn_square(key + first, d, turned + first);
   }
-#endif
   for (; d < D; ++d)
     for (int s = 0; s < kBlock; ++s) turned[d * kBlock + s] = s < count ? widen(key[s][d]) : 0.0f;
 }
