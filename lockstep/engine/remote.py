@@ -73,7 +73,7 @@ class RemoteEngine:
         self.model, self.config = model, config or EngineConfig()
         dtype = getattr(torch, self.config.dtype)
         self.limits = Limits.of(model.arch, self.config, dtype)
-        self.version = version
+        self._version = version
         self._layout = Layout.of(model.arch.parameter_shapes(), dtype)
         self._memories = SharedMemory(self._layout.num_bytes), SharedMemory(self._layout.num_bytes)
         self._serving = 0
@@ -105,6 +105,11 @@ class RemoteEngine:
     def pid(self) -> int:
         """Of the process."""
         return self._process.pid
+
+    @property
+    def version(self) -> WeightVersion:
+        """The weights that serve, as far as the process has said."""
+        return self._version
 
     @property
     def has_work(self) -> bool:
@@ -147,7 +152,10 @@ class RemoteEngine:
         if request_id not in self._due:
             return []
         rollouts = self._ask(messages.Abort(self._next(), request_id))
-        self._due.pop(request_id, None)
+        owed = self._due.pop(request_id, {})
+        assert owed.keys() == {rollout.id for rollout in rollouts}, "what is not finished is aborted"
+        if not self._due:
+            self._failure = None  # of a step that nobody needs any more
         return rollouts
 
     def update_weights(
@@ -258,7 +266,7 @@ class RemoteEngine:
     def _sort_in_answer(self, answer: messages.Answer) -> None:
         if self._update is not None and answer.number == self._update.number:
             if answer.error is None:
-                self._serving, self.version = self._update.index, self._update.version
+                self._serving, self._version = self._update.index, self._update.version
             self._update = None
             self._door.close()
         if answer.number == self._awaited:

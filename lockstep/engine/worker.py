@@ -21,7 +21,20 @@ import torch
 from lockstep import models
 from lockstep.engine.channel import Channel
 from lockstep.engine.engine import Engine
-from lockstep.engine.messages import Abort, Add, Alive, Answer, Failed, Finished, Leave, Look, Ready, Start, Update
+from lockstep.engine.messages import (
+    Abort,
+    Add,
+    Alive,
+    Answer,
+    Failed,
+    Finished,
+    Leave,
+    Look,
+    Ready,
+    Retry,
+    Start,
+    Update,
+)
 from lockstep.engine.shared import SharedMemory
 from lockstep.errors import LockstepError, StageError, boundary
 
@@ -91,8 +104,10 @@ class Worker:
                 return engine.update_weights(params, command.version, command.policy, share=True, probe=command.probe)
             case Look():
                 return getattr(engine, command.what)()
+            case Retry():
+                return None  # that it came is all it says
             case _:
-                return None  # Retry: that it came is all it says
+                raise AssertionError(f"no such command: {command!r}")
 
     def _step(self) -> None:
         rollouts, error = _attempt(self._engine.step)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from lockstep.models.checkpoint import digest
 
 FREE = SamplingParams(max_tokens=12, ignore_eos=True)
 LONG = replace(FREE, max_tokens=230)
+MANY = replace(LONG, n=8)  # long enough that whoever has seen it at work can do something about it
 PROMPT = tuple(range(1, 20))
 
 
@@ -148,6 +150,7 @@ def test_every_bit_is_that_of_an_engine_in_this_process(llama, engine):
 def test_it_starts_and_runs_though_the_terminal_says_stop_and_leaves_nothing_behind(network):
     """Ctrl-C reaches the whole group, at any time; and two threads there give the bits of one here."""
     qwen = network("qwen3", "bfloat16")
+    resource_tracker.ensure_running()  # of Python's, one a process; its pipe stays open
     before = memory_files(), len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
     known, told = {child.pid for child in multiprocessing.active_children()}, []
 
@@ -167,6 +170,7 @@ def test_it_starts_and_runs_though_the_terminal_says_stop_and_leaves_nothing_beh
     os.kill(engine.pid, signal.SIGINT)
     assert [content(r) for r in finish(engine)] == [content(r) for r in run(qwen.engine(), REQUESTS)]
     assert told == [signal.SIGINT, signal.SIGTERM]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(told), "here they arrive as before"
     pid = engine.pid
     del engine, thread
     gc.collect()  # nobody closed it
@@ -206,14 +210,12 @@ def test_an_id_is_in_use_until_its_last_rollout_is_handed_out(llama, engine):
     assert content(run(engine, [Request("a", PROMPT, FREE)])[0]) == content(first)
 
 
-def test_it_runs_while_nobody_listens_however_much_there_is_to_say(engine):
+def test_a_step_hands_out_all_that_has_come_however_much_that_is(engine):
     """Each rollout carries its support: together they are more than a pipe holds."""
     wide = replace(LONG, max_tokens=100, top_k=60, n=4)
     for i in range(6):
         engine.add(Request(str(i), PROMPT, wide))
-    worked = engine._process._process
     until(lambda: (engine._take_all(), len(engine._finished) == 24)[1])
-    assert worked.is_alive()
     found = engine.step(0.0)
     assert len(found) == len({rollout.id for rollout in found}) == 24
     assert sum(rollout.support.ids.nbytes for rollout in found if rollout.support) > 1 << 18
@@ -231,14 +233,17 @@ def test_a_step_waits_as_long_as_it_is_told_and_not_at_all_without_work(engine):
 
 
 def test_abort_hands_over_what_there_is(llama, engine):
-    (whole,) = run(engine, [Request("a", PROMPT, LONG)])
-    engine.add(Request("a", PROMPT, LONG))
+    request = Request("a", PROMPT, MANY)
+    whole = run(engine, [request])
+    engine.add(request)
     until(lambda: engine.memory().pages_used)
-    (part,) = engine.abort("a")
-    assert part.finish_reason == "abort"
-    assert np.array_equal(part.token_ids, whole.token_ids[: len(part.token_ids)])
-    assert len(part.token_ids) < len(whole.token_ids)
+    parts = engine.abort("a")
     assert not engine.has_work
+    assert len(parts) == 8
+    for part, unmoved in zip(parts, whole, strict=True):
+        assert part.finish_reason == "abort"
+        assert np.array_equal(part.token_ids, unmoved.token_ids[: len(part.token_ids)])
+        assert len(part.token_ids) < len(unmoved.token_ids)
     assert engine.abort("a") == engine.abort("never there") == []
 
 
@@ -311,14 +316,12 @@ def test_the_error_of_the_process_brings_its_traceback_as_a_note(llama, engine):
 
 @pytest.mark.parametrize("kv", ["keep", "salt", "recompute"])
 def test_an_update_in_flight_is_on_record_in_every_token(llama, engine, kv):
-    old, new = engine.version.number, moved(llama)
-    before = run(engine, [Request("a", PROMPT, replace(LONG, n=4))])
+    old, new, request = engine.version.number, moved(llama), Request("a", PROMPT, MANY)
+    before = run(engine, [request])
     version = above(engine, new)
-    engine.add(Request("a", PROMPT, replace(LONG, n=4)))
+    engine.add(request)
     until(lambda: engine.memory().pages_used)
-    with stopped(engine):
-        later(0.1, signal.SIGCONT, engine.pid)
-        engine.update_weights(new, version, UpdatePolicy("keep", kv))
+    engine.update_weights(new, version, UpdatePolicy("keep", kv))
     for rollout, unmoved in zip(finish(engine), before, strict=True):
         versions, spans = rollout.provenance.weight_version, rollout.provenance.spans
         assert versions.tolist() == sorted(versions.tolist())
@@ -328,7 +331,7 @@ def test_an_update_in_flight_is_on_record_in_every_token(llama, engine, kv):
         assert np.array_equal(rollout.sampler_logprobs.values[:kept], unmoved.sampler_logprobs.values[:kept])
         assert [span.version for span in spans] == sorted(span.version for span in spans)
         assert (spans[-1].version, spans[-1].end) == (old + 1, len(PROMPT) + 229)
-        # the span in which the first token of the new weights was decided began where the old weights had stopped
+        # the first token of the new weights was decided by the position after the last that the old ones had run
         assert spans[-1].start == (0 if kv == "recompute" else len(PROMPT) + kept - 1)
 
 
@@ -344,13 +347,12 @@ def test_what_is_sent_after_an_update_runs_on_its_weights(llama, engine):
 
 @pytest.mark.parametrize("pause", ["wait", "abort"])
 def test_wait_and_abort(llama, engine, pause):
-    old, new = engine.version.number, moved(llama)
-    requests = [Request(str(i), PROMPT, replace(LONG, n=2)) for i in range(2)]
-    before = run(engine, requests)
-    for request in requests:
-        engine.add(request)
+    old, new, request = engine.version.number, moved(llama), Request("a", PROMPT, MANY)
+    before = run(engine, [request])
+    version = above(engine, new)
+    engine.add(request)
     until(lambda: engine.memory().pages_used)
-    engine.update_weights(new, above(engine, new), UpdatePolicy(pause))
+    engine.update_weights(new, version, UpdatePolicy(pause))
     found = finish(engine)
     assert all((rollout.provenance.weight_version == old).all() for rollout in found)
     if pause == "wait":
@@ -383,6 +385,16 @@ def test_a_step_that_fails_says_the_same_and_can_be_left_or_tried_again(llama, e
     assert len(nothing.token_ids) == 0
 
 
+def test_the_failure_of_a_step_that_nobody_needs_any_more_is_forgotten(llama, engine):
+    huge = {**llama.params, "norm": llama.params["norm"] * 1e37, "embedding": llama.params["embedding"] * 1e4}
+    engine.update_weights(huge, above(engine, huge))
+    engine.add(Request("a", PROMPT, FREE))
+    until(lambda: (engine._take_all(), engine._failure is not None)[1])
+    engine.abort("a")
+    engine.update_weights(llama.params, above(engine, llama.params))
+    assert len(run(engine, [Request("a", PROMPT, FREE)])) == 1
+
+
 @contextmanager
 def interrupted(seconds: float) -> Iterator[None]:
     """What a second Ctrl-C does to the caller, wherever it is, after some time."""
@@ -401,11 +413,11 @@ def interrupted(seconds: float) -> Iterator[None]:
 
 
 def test_an_abort_whose_caller_was_interrupted_loses_nothing(engine):
-    engine.add(Request("a", PROMPT, replace(LONG, n=3)))
+    engine.add(Request("a", PROMPT, MANY))
     until(lambda: engine.memory().pages_used)
     with stopped(engine), interrupted(0.1):
         engine.abort("a")
-    assert [(r.id, r.finish_reason) for r in finish(engine)] == [(f"a/{i}", "abort") for i in range(3)]
+    assert [(r.id, r.finish_reason) for r in finish(engine)] == [(f"a/{i}", "abort") for i in range(8)]
 
 
 def test_an_update_whose_caller_was_interrupted_is_open_until_it_is_answered(llama, engine):
