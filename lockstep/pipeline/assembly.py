@@ -48,7 +48,7 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
 
     Raises `InputError` and `ModelError` for anything the user can mend, `NumericsError` if rows are not invariant here.
     """
-    _require_device(config.device)
+    require_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     tasks = load_tasks(config.task, config.seed)
@@ -66,14 +66,21 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
         "model": {"name": config.model, "path": str(model.path), "digest": trainer.version.digest},
         "task": {"mapping": tasks.mapping, "train": len(tasks.train), "held_out": len(tasks.held_out)},
         "invariance": invariance,
+        "threads": torch.get_num_threads(),
     }
-    lag = config.pipeline.max_lag
-    history = WeightHistory(1 + (2 * lag if config.pipeline.kv == "keep" else lag))  # kept keys may be as old again
+    history = history_for(config)
     history.add(trainer.version, engine.weights.serving.params)
     return Parts(config, model, tasks, check, rewarder, engine, trainer, ParityGate(config.parity), history, manifest)
 
 
-def _require_device(device: str) -> None:
+def history_for(config: RunConfig) -> WeightHistory:
+    """An empty history that holds as many versions as a batch can name: kept keys may be as old again as its tokens."""
+    lag = config.pipeline.max_lag
+    return WeightHistory(1 + (2 * lag if config.pipeline.kv == "keep" else lag))
+
+
+def require_device(device: str) -> None:
+    """Raise `InputError` unless torch can use it."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as cause:

@@ -15,16 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
+from lockstep.config import RunConfig
 from lockstep.core import Decision, Logprobs, Rollout
+from lockstep.gates.parity import ParityGate
 from lockstep.numerics import k3
 from lockstep.parity import ParityResult, compare
-from lockstep.pipeline.assembly import Parts
 from lockstep.pipeline.metrics import Stopwatch, merge_steps
-from lockstep.train import ledger
+from lockstep.train import Trainer, ledger
 from lockstep.train.batch import Batch
+from lockstep.train.history import WeightHistory
 from lockstep.train.replay import SpanScorer
 
 
@@ -37,7 +40,23 @@ class Outcome:
     metrics: Mapping[str, float]
 
 
-def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
+class Learner(Protocol):
+    """The parts of a run that an update needs: no engine, no tasks. `history` holds the versions that a batch names."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    @property
+    def gate(self) -> ParityGate: ...
+
+    @property
+    def history(self) -> WeightHistory: ...
+
+
+def update(parts: Learner, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
     """Propose, compare, ask the gate, step; one optimizer step a minibatch. A refused proposal changes nothing."""
     config, trainer = parts.config, parts.trainer
     audit: _Audit | None = None
@@ -69,7 +88,7 @@ def update(parts: Parts, batch: Batch, step: int, watch: Stopwatch) -> Outcome:
 class _Audit:
     """The comparison of one batch. `now` are the trainer's logprobs before it steps; made before it steps."""
 
-    def __init__(self, parts: Parts, batch: Batch, now: Sequence[Logprobs]) -> None:
+    def __init__(self, parts: Learner, batch: Batch, now: Sequence[Logprobs]) -> None:
         self._batch, self._now = batch, now
         self.scored = _at_sampling(parts, batch.rollouts, now)
         self._result: ParityResult | None = None
@@ -92,7 +111,7 @@ class _Audit:
         }
 
 
-def _at_sampling(parts: Parts, rollouts: Sequence[Rollout], now: Sequence[Logprobs]) -> list[Logprobs]:
+def _at_sampling(parts: Learner, rollouts: Sequence[Rollout], now: Sequence[Logprobs]) -> list[Logprobs]:
     """The trainer's logprobs at the weights that sampled: `now`, or where older weights had a hand in it, replayed."""
     number = parts.trainer.version.number
     stale = [i for i, rollout in enumerate(rollouts) if _versions(rollout) != {number}]

@@ -67,13 +67,18 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
 def resumption(manifest: Mapping[str, Any], step: int) -> dict[str, Any]:
     """An entry of `resumed`: when, after which step, and what differs in versions or machine from the first start."""
-    changed: dict[str, Any] = {}
+    return {"at": now(), "after_step": step, "changed": changes(manifest)}
+
+
+def changes(manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What differs here and now from the versions and the machine of a manifest: ``"machine.cpu": [then, now]``."""
+    changed: dict[str, list[Any]] = {}
     for group, present in (("versions", versions()), ("machine", machine())):
         before = manifest.get(group) or {}
         for key in sorted({*before, *present}):
             if before.get(key) != present.get(key):
                 changed[f"{group}.{key}"] = [before.get(key), present.get(key)]
-    return {"at": now(), "after_step": step, "changed": changed}
+    return changed
 
 
 def now() -> str:

@@ -89,8 +89,16 @@ def save(directory: Path, trainer: Trainer, step: int, extra: Mapping[str, Any] 
 
 def latest(directory: Path) -> Path | None:
     """The complete checkpoint with the highest step, or None."""
-    complete = _complete(directory)
-    return complete[-1] if complete else None
+    found = complete(directory)
+    return found[max(found)] if found else None
+
+
+def complete(directory: Path) -> dict[int, Path]:
+    """The checkpoints that have their marker, by rising step. `load` says whether their files are whole."""
+    if not directory.is_dir():
+        return {}
+    found = {int(match[1]): p for p in directory.iterdir() if (match := _NAME.fullmatch(p.name))}
+    return {step: found[step] for step in sorted(found) if (found[step] / MARKER).is_file()}
 
 
 def load(path: Path, trainer: Trainer) -> State:
@@ -176,17 +184,9 @@ def _file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _complete(directory: Path) -> list[Path]:
-    """Complete checkpoints by rising step."""
-    if not directory.is_dir():
-        return []
-    found = {int(match[1]): p for p in directory.iterdir() if (match := _NAME.fullmatch(p.name))}
-    return [found[step] for step in sorted(found) if (found[step] / MARKER).is_file()]
-
-
 def _prune(directory: Path, keep: int, newest: Path) -> None:
     """Remove all but the last `keep`; the marker goes first, so that half a removal is not taken for a checkpoint."""
-    for old in _complete(directory)[:-keep]:
+    for old in list(complete(directory).values())[:-keep]:
         if old != newest:
             (old / MARKER).unlink()
             shutil.rmtree(old)
