@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lockstep.kernels.native.library import operators_for
+
 
 def silu_mul(gate_up_T2I: Tensor) -> Tensor:
     """`silu(gate) * up` with gate the first half of the columns; dtype of the input."""
@@ -26,6 +28,9 @@ class _SiluMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up_T2I: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_T2I)
+        operators = operators_for(gate_up_T2I)
+        if operators is not None:
+            return operators.silu_mul(gate_up_T2I)
         gate, up, sigmoid = _halves(gate_up_T2I)
         return sigmoid.mul_(gate).mul_(up).to(gate_up_T2I.dtype)
 

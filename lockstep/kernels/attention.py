@@ -96,7 +96,11 @@ def slots(starts: Sequence[int], counts: Sequence[int], tables: Sequence[Sequenc
 
 def write_kv(cache_NKBD: Tensor, rows_TKD: Tensor, slots_T: Tensor) -> None:
     """Store each row in its slot, in place."""
-    cache_NKBD[slots_T // KEY_BLOCK, :, slots_T % KEY_BLOCK] = rows_TKD
+    operators = operators_for(cache_NKBD, rows_TKD)
+    if operators is None:
+        cache_NKBD[slots_T // KEY_BLOCK, :, slots_T % KEY_BLOCK] = rows_TKD
+    else:
+        operators.write_kv(cache_NKBD, rows_TKD, slots_T)
 
 
 def paged_attention(q_THD: Tensor, k_NKBD: Tensor, v_NKBD: Tensor, tiles: Tiles, scale: float) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lockstep.kernels.native.library import operators_for
+
 
 def rms_norm(x: Tensor, gain_E: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * gain`, any leading dimensions, dtype of `x`."""
@@ -19,6 +21,11 @@ def rms_norm(x: Tensor, gain_E: Tensor, eps: float) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain_E: Tensor, eps: float) -> Tensor:
+        operators = operators_for(x, gain_E)
+        if operators is not None:
+            out, scale = operators.rms_norm(x, gain_E, eps)
+            ctx.save_for_backward(x, gain_E, scale)
+            return out
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, gain_E, scale)

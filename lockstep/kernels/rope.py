@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lockstep.kernels.native.library import operators_for
+
 
 def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     """theta^(-2i / D) for i < D/2, fp32 [D/2]."""
@@ -33,6 +35,9 @@ def rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _turn(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    operators = operators_for(x_THD)
+    if operators is not None:
+        return operators.rotate(x_THD, cos, sin)
     half = x_THD.shape[-1] // 2
     low, high = x_THD[..., :half].float(), x_THD[..., half:].float()
     out = torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lockstep.kernels.activation import silu_mul
+from lockstep.kernels.attention import KEY_BLOCK, write_kv
 from lockstep.kernels.embedding import embed
 from lockstep.kernels.linear import linear
+from lockstep.kernels.native.library import operators
 from lockstep.kernels.norm import rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
 
@@ -108,3 +110,69 @@ def test_repeated_tokens_sum_their_gradients_in_fp32() -> None:
 def test_results_keep_the_dtype_of_their_input() -> None:
     x = _randn(3, 16).bfloat16()
     assert silu_mul(x).dtype is rms_norm(x, x[0], 1e-5).dtype is linear(x, x).dtype is torch.bfloat16
+
+
+native = pytest.mark.skipif(operators() is None, reason="the reference runs here")
+DTYPES = [torch.bfloat16, torch.float32]
+
+
+def _reference(kernel: Callable[[], Tensor]) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCKSTEP_KERNELS", "reference")
+        return kernel()
+
+
+@settings(max_examples=40)
+@given(
+    tokens=st.integers(1, 40),
+    heads=st.integers(1, 9),
+    width=st.sampled_from([2, 16, 20, 64, 80, 128]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_heads_that_lie_apart_give_the_bits_of_dense_ones(
+    tokens: int, heads: int, width: int, dtype: torch.dtype
+) -> None:
+    """q and k are views of one product; each head is a row."""
+    joint = _randn(tokens, heads + 3, width, seed=heads).to(dtype)
+    x, gain = joint[:, 1 : heads + 1], _randn(width, seed=2).to(dtype)
+    kernels = {"norm": lambda x: rms_norm(x, gain, 1e-6), "rotate": _rotate, "silu": silu_mul}
+    for name, kernel in kernels.items():
+        out = kernel(x)
+        assert out.is_contiguous(), name
+        assert torch.equal(out, kernel(x.contiguous())), name
+        assert torch.equal(out[-1:, -1:], kernel(joint[:, 1:])[-1:, heads - 1 : heads]), name
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [2, 20, 64, 576])
+def test_kernels_round_like_their_references(width: int, dtype: torch.dtype) -> None:
+    x, gain = _randn(33, 3, width, seed=1).to(dtype) * 3, _randn(width, seed=2).to(dtype)
+    assert torch.equal(_rotate(x), _reference(lambda: _rotate(x))), "the same four products and two sums"
+    for kernel in (lambda: rms_norm(x, gain, 1e-5), lambda: silu_mul(x)):
+        mine, theirs = kernel(), _reference(kernel)
+        assert torch.allclose(mine.float(), theirs.float(), rtol=2**-7 if dtype is torch.bfloat16 else 1e-6)
+        same = (mine == theirs).float().mean()
+        assert dtype is not torch.bfloat16 or same > 0.999, "a rounding to bf16 seldom tips over"
+
+
+def test_silu_of_large_and_special_numbers() -> None:
+    gate = torch.tensor([-1e30, -200.0, -90.0, 0.0, 90.0, 200.0, 1e30, float("nan")])
+    out = silu_mul(torch.cat((gate, torch.ones(8)))[None])[0]
+    assert torch.allclose(out[:7], torch.tensor([0.0, 0.0, 0.0, 0.0, 90.0, 200.0, 1e30]), atol=1e-7)
+    assert out[7].isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_go_into_their_slots_and_nowhere_else(dtype: torch.dtype) -> None:
+    cache = torch.full((5, 3, KEY_BLOCK, 20), 7.0, dtype=dtype)
+    rows = _randn(9, 8, 20).to(dtype)[:, 2:5]
+    slots = torch.randperm(5 * KEY_BLOCK, generator=torch.Generator().manual_seed(1))[:9]
+    write_kv(cache, rows, slots)
+    flat = cache.transpose(1, 2).flatten(0, 1)
+    assert torch.equal(flat[slots], rows)
+    others = torch.ones(5 * KEY_BLOCK, dtype=torch.bool)
+    others[slots] = False
+    assert (flat[others] == 7.0).all()
+    with pytest.raises(IndexError):
+        write_kv(cache, rows[:1], torch.tensor([5 * KEY_BLOCK]))

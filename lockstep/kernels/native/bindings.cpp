@@ -1,10 +1,13 @@
 // The kernels as torch operators. The only file that knows tensors: it checks them, and hands on pointers and strides.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/flatten.h>
+#include <ATen/ops/unsqueeze.h>
 #include <torch/library.h>
 
 #include "attention.h"
 #include "product.h"
+#include "rowwise.h"
 
 namespace {
 
@@ -157,6 +160,81 @@ Tensor product(const Tensor& x_, const Tensor& weight_, const std::optional<Tens
   return out;
 }
 
+// Leading dimensions become at most two: tokens and heads.
+Tensor tokens_and_heads(const Tensor& x, const char* name) {
+  const Tensor flat = x.dim() > 3 ? x.flatten(0, -3) : x.dim() == 2 ? x.unsqueeze(1) : x;
+  return dense_rows(flat, x.scalar_type(), 3, name);
+}
+
+template <typename T>
+lockstep::Rows<T> rows_of(const Tensor& x) {
+  return {data<T>(x), x.size(0), x.size(1), x.size(2), x.stride(0), x.stride(1)};
+}
+
+// Calls body(T{}) with the type that holds the dtype.
+template <typename Body>
+void with_type(const Tensor& x, const Body& body) {
+  if (x.scalar_type() == at::kFloat) body(float{});
+  else body(uint16_t{});
+}
+
+// -> rows of x's shape, and the factor of each [..., 1]
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& x_, const Tensor& gain, double eps) {
+  const Tensor x = tokens_and_heads(x_, "x");
+  TORCH_CHECK(gain.is_contiguous() && gain.scalar_type() == x.scalar_type() && gain.numel() == x.size(-1),
+              "gain: one for each column, in the dtype of x");
+  Tensor out = at::empty(x_.sizes(), x_.options());
+  auto shape = x_.sizes().vec();
+  shape.back() = 1;
+  Tensor scale = at::empty(shape, x_.options().dtype(at::kFloat));
+  with_type(x, [&](auto t) {
+    using T = decltype(t);
+    lockstep::rms_norm<T>(rows_of<T>(x), data<T>(gain), (float)eps, data<T>(out), data<float>(scale));
+  });
+  return {out, scale};
+}
+
+// [..., 2 I] -> [..., I]
+Tensor silu_mul(const Tensor& x_) {
+  const Tensor x = tokens_and_heads(x_, "gate_up");
+  TORCH_CHECK(x.size(-1) % 2 == 0, "gate_up: an even number of columns");
+  auto shape = x_.sizes().vec();
+  shape.back() /= 2;
+  Tensor out = at::empty(shape, x_.options());
+  with_type(x, [&](auto t) { lockstep::silu_mul<decltype(t)>(rows_of<decltype(t)>(x), data<decltype(t)>(out)); });
+  return out;
+}
+
+// x [T, H, D], cosines and sines fp32 [T, 1, D / 2]
+Tensor rotate(const Tensor& x_, const Tensor& cosine, const Tensor& sine) {
+  const Tensor x = dense_rows(x_, x_.scalar_type(), 3, "x");
+  for (const Tensor* angle : {&cosine, &sine})
+    TORCH_CHECK(angle->is_contiguous() && angle->scalar_type() == at::kFloat && x.size(2) % 2 == 0 &&
+                    angle->numel() == x.size(0) * (x.size(2) / 2),
+                "cosines, sines: fp32, one for each token and pair of columns");
+  Tensor out = at::empty(x.sizes(), x.options());
+  with_type(x, [&](auto t) {
+    using T = decltype(t);
+    lockstep::rotate<T>(rows_of<T>(x), data<float>(cosine), data<float>(sine), data<T>(out));
+  });
+  return out;
+}
+
+// rows [T, K, D] into cache [N, K, 16, D], in place
+void write_kv(const Tensor& cache, const Tensor& rows_, const Tensor& slots) {
+  const Tensor rows = dense_rows(rows_, cache.scalar_type(), 3, "rows");
+  TORCH_CHECK(cache.device().is_cpu() && cache.dim() == 4 && cache.stride(3) == 1 && cache.size(1) == rows.size(1) &&
+                  cache.size(2) == lockstep::kBlock && cache.size(3) == rows.size(2) && slots.numel() == rows.size(0),
+              "cache, rows, slots: do not fit");
+  indices(slots, "slots");
+  require_within(slots, cache.size(0) * lockstep::kBlock, "slots");
+  with_type(rows, [&](auto t) {
+    using T = decltype(t);
+    lockstep::scatter<T>(rows_of<T>(rows), slots.const_data_ptr<int64_t>(), cache.stride(0), cache.stride(1),
+                         cache.stride(2), data<T>(cache));
+  });
+}
+
 } // namespace
 
 TORCH_LIBRARY(lockstep, m) {
@@ -166,4 +244,8 @@ TORCH_LIBRARY(lockstep, m) {
         " -> (Tensor, Tensor, Tensor)", &attention_backward);
   m.def("pack(Tensor weight) -> Tensor", &pack);
   m.def("product(Tensor x, Tensor weight, Tensor? bias, int outputs, bool wide) -> Tensor", &product);
+  m.def("rms_norm(Tensor x, Tensor gain, float eps) -> (Tensor, Tensor)", &rms_norm);
+  m.def("silu_mul(Tensor gate_up) -> Tensor", &silu_mul);
+  m.def("rotate(Tensor x, Tensor cosine, Tensor sine) -> Tensor", &rotate);
+  m.def("write_kv(Tensor(a!) cache, Tensor rows, Tensor slots) -> ()", &write_kv);
 }
