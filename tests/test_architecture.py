@@ -42,6 +42,7 @@ SIDEWAYS = {
     ("config", "toml_tree"): "the schema is not about text",
     ("toml_tree", "errors"): "as for the schema",
     ("models", "kernels"): "the one model definition is made of the kernels",
+    ("cli", "harness"): "`lockstep prove` runs the scenarios",
     ("cli", "dashboard"): "`lockstep train` shows the live view and writes the report",
 }
 

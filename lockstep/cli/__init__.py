@@ -1,4 +1,4 @@
-"""The command line: `lockstep train | sample | models | doctor`.
+"""The command line: `lockstep train | sample | models | prove | doctor`.
 
 In: arguments. Out: text for people on the terminal, results on stdout, an exit code: 0 pass, 1 a gate refused, 2 usage
 or input, 130 interrupted. Commands are imported when they are called, so that `--help` imports no torch.
@@ -24,6 +24,7 @@ app = App(
 app.command("lockstep.cli.train:train", name="train", help="Run reinforcement learning from a recipe.")
 app.command("lockstep.cli.sample:sample", name="sample", help="Stream a completion of a prompt.")
 app.command("lockstep.cli.models:models", name="models", help="List, pull and locate models.")
+app.command("lockstep.cli.prove:prove", name="prove", help="Compare engine and trainer, by thousands of schedules.")
 app.command("lockstep.cli.doctor:doctor", name="doctor", help="Look at this machine: versions, threads, invariance.")
 
 

@@ -1,0 +1,108 @@
+"""`lockstep prove`: the promise put to the test, by the thousand: engine and trainer agree in every bit."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
+
+import orjson
+from cyclopts import App
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+prove = App(name="prove", help="Put the promise to the test: random schedules, or a million tokens of a real model.")
+
+
+@prove.command
+def schedules(count: int = 10_000, *, workers: int = 0, seed: int = 0, json: bool = False) -> int:
+    """Run COUNT random schedules on tiny models of every family in bf16 and fp32, and compare every logprob.
+
+    Parameters
+    ----------
+    count
+        How many; each is decided by its number.
+    workers
+        Processes; 0: one a core.
+    seed
+        Number of the first schedule.
+    json
+        Print the findings as JSON on stdout, and nothing else.
+    """
+    from lockstep.harness import prove as proof
+    from lockstep.harness.schedules import Findings
+
+    total, started = Findings(), time.perf_counter()
+    with _Bar("schedules", count, silent=json) as advance:
+        for found in proof.schedules(count, workers or len(os.sched_getaffinity(0)), seed):
+            total += found
+            advance(total.schedules)
+    words = (
+        f"{total.schedules:,} schedules: {total.tokens:,} tokens compared, {total.differing} differing; "
+        f"{total.mixed_tokens:,} of them in sequences of several weight versions, {total.prefix_tokens:,} prompt "
+        f"tokens found in the prefix cache, {total.preemptions:,} preemptions, {total.updates:,} updates, "
+        f"{total.aborts:,} aborts; {total.leaked_pages} pages leaked"
+    )
+    return _conclude(asdict(total), total.wrong, words, started, json=json)
+
+
+@prove.command
+def tokens(
+    count: int = 1_000_000, *, model: str = "smollm2", dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    seed: int = 0, json: bool = False,
+) -> int:  # fmt: skip
+    """Draw COUNT tokens with MODEL and score each again in the trainer's packed forward.
+
+    Parameters
+    ----------
+    count
+        At least how many; whole batches are compared.
+    model
+        A name from `lockstep models list`, or an HF directory.
+    dtype
+        Of weights, keys and activations.
+    seed
+        Decides prompts and draws.
+    json
+        Print the findings as JSON on stdout, and nothing else.
+    """
+    from lockstep.harness import prove as proof
+
+    found, started = proof.Compared(), time.perf_counter()
+    with _Bar("tokens", count, silent=json) as advance:
+        for found in proof.tokens(model, count, dtype, seed):
+            advance(found.tokens)
+    words = (
+        f"{found.tokens:,} tokens of {found.sequences:,} sequences compared, {found.differing} differing; "
+        f"{found.prefix_tokens:,} prompt tokens found in the prefix cache, {found.preemptions:,} preemptions"
+    )
+    return _conclude(asdict(found), found.wrong, words, started, json=json)
+
+
+class _Bar:
+    """A progress bar on stderr; inside, a function that says how much is done."""
+
+    def __init__(self, name: str, total: int, *, silent: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(file=sys.stderr), disable=silent)
+        self._task = self._progress.add_task(name, total=total)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._progress.start()
+        return lambda done: self._progress.update(self._task, completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _conclude(facts: dict[str, Any], wrong: str, words: str, started: float, *, json: bool) -> int:
+    seconds = round(time.perf_counter() - started, 1)
+    if json:
+        print(orjson.dumps({**facts, "seconds": seconds}, option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(f"{words}. {seconds:.0f} s.")
+        print(wrong or "Every bit is equal.")
+    return 1 if wrong else 0

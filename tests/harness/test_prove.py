@@ -1,0 +1,59 @@
+"""`lockstep prove` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lockstep.cli import main
+from lockstep.harness import prove
+from lockstep.harness.draws import Draws
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["prove", *arguments])
+    return int(left.value.code or 0), capsys.readouterr().out
+
+
+def test_schedules_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(capsys, "schedules", "60", "--workers", "2", "--json")
+    found = json.loads(out)
+    assert (code, found["schedules"], found["differing"], found["wrong"]) == (0, 60, 0, "")
+
+
+def test_tokens_of_a_model(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
+    code, out = run(capsys, "tokens", "2000", "--model", "tiny")
+    assert code == 0
+    assert "0 differing" in out
+    assert out.strip().endswith("Every bit is equal.")
+
+
+def test_a_difference_ends_it_with_exit_code_1(
+    capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
+    real = prove.Trainer.score
+
+    def moved(self, rollouts):
+        scored = real(self, rollouts)
+        scored[3].values[2] += 1e-6
+        return scored
+
+    monkeypatch.setattr(prove.Trainer, "score", moved)
+    code, out = run(capsys, "tokens", "50000", "--model", "tiny")
+    assert code == 1
+    assert "token 2" in out
+
+
+def test_draws_are_a_function_of_seed_and_purpose() -> None:
+    def some(draws: Draws) -> list[object]:
+        return [draws.integer(3, 5), draws.integers(4, 9), draws.number(0, 1), draws.chance(0.5), draws.choice("abc"),
+                draws.distinct(3, 8)]  # fmt: skip
+
+    assert some(Draws(1, "a")) == some(Draws(1, "a"))
+    assert some(Draws(1, "a")) != some(Draws(1, "b"))
+    assert all(3 <= Draws(seed, "x").integer(3, 5) <= 5 for seed in range(50))
+    assert {Draws(seed, "x").integer(3, 5) for seed in range(50)} == {3, 4, 5}
