@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ def operators() -> Any | None:
         raise ConfigError(
             message("LOCKSTEP_KERNELS", "unknown choice of kernels", got=mode, expected=" or ".join(MODES), do=do)
         )
-    return None if mode == "reference" else _load(mode, config.cache_dir() / "kernels")
+    return None if mode == "reference" else _load(mode)
 
 
 def operators_for(*tensors: Tensor) -> Any | None:
@@ -45,12 +44,12 @@ def operators_for(*tensors: Tensor) -> Any | None:
 
 
 @functools.cache
-def _load(mode: str, cache: Path) -> Any | None:
+def _load(mode: str) -> Any | None:
     namespace = torch.ops.lockstep
     if hasattr(namespace, "attention"):  # a process registers them once, wherever the library lies
         return namespace
     try:
-        torch.ops.load_library(str(library(cache)))
+        torch.ops.load_library(str(library(config.cache_dir() / "kernels")))
     except (BuildError, OSError) as cause:
         if mode == "native":
             rule, do = "the C++ kernels must load", "Install g++, or set LOCKSTEP_KERNELS=auto to run without them"

@@ -22,6 +22,7 @@ namespace blas = at::native::cpublas;
 
 constexpr int64_t kNear = 384 << 10; // bytes of rows, and of panels, that stay in the cache together
 constexpr int64_t kFused = 512;
+constexpr int64_t kFew = 64;
 constexpr double kGrain = 4e6; // multiplications that pay for waking a thread
 
 // One panel: columns [first, first + 64) of the weight's outputs.
@@ -60,10 +61,20 @@ class Worker {
   void run(int64_t row_chunk, int64_t first_panel, int64_t end_panel) {
     const int64_t end = std::min(p_.N, (row_chunk + 1) * chunk_);
     for (int64_t n = row_chunk * chunk_; n < end; n += kRowBlock)
-      for (int64_t panel = first_panel; panel < end_panel; ++panel) block(n, std::min<int64_t>(kRowBlock, end - n), panel);
+      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+        if (p_.panels && p_.N <= kFew) prefetch(panel + 1);
+        block(n, std::min<int64_t>(kRowBlock, end - n), panel);
+      }
   }
 
  private:
+  // With few rows the time is that of reading the weight: the next panel comes in while this one is worked on.
+  void prefetch(int64_t panel) {
+    if ((panel + 1) * kColumnBlock > p_.O) return;
+    const char* next = reinterpret_cast<const char*>(p_.panels + panel * p_.K * kColumnBlock);
+    for (int64_t at = 0; at < 2 * p_.K * kColumnBlock; at += 64) __builtin_prefetch(next + at, 0, 2);
+  }
+
   void block(int64_t n, int64_t rows, int64_t panel) {
     const int64_t first = panel * kColumnBlock;
     const uint16_t* weight = p_.panels + panel * p_.K * kColumnBlock;
