@@ -164,9 +164,14 @@ class RemoteEngine:
         version: WeightVersion,
         policy: UpdatePolicy | None = None,
         *,
+        share: bool = False,
         probe: Probe | None = None,
     ) -> None:
-        """Have a copy of `params` served by the steps that follow, or raise what `Engine.update_weights` raises."""
+        """Have a copy of `params` served by the steps that follow, or raise what `Engine.update_weights` raises.
+
+        `share` is there for the sake of one signature: the copy is made in any case, into the memory of both processes.
+        """
+        del share
         self._take_all()  # one whose caller was interrupted may have been answered
         self._door.begin(version)
         try:

@@ -14,8 +14,12 @@ import torch
 
 def thread_counts() -> tuple[int, ...]:
     """One, the number that is set, and the cores this process may use, each once."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return tuple(dict.fromkeys((1, torch.get_num_threads(), cores)))
+    return tuple(dict.fromkeys((1, torch.get_num_threads(), num_cores())))
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -14,9 +14,11 @@ from lockstep import checks, models
 from lockstep.config import RunConfig
 from lockstep.core import Check
 from lockstep.engine import Engine
+from lockstep.engine.remote import RemoteEngine
 from lockstep.errors import InputError, message
 from lockstep.gates.parity import ParityGate
 from lockstep.kernels.probe import Subject, invariance_probe
+from lockstep.kernels.threads import num_cores
 from lockstep.models import Model
 from lockstep.models.checkpoint import read_parameters
 from lockstep.models.decoder import head_weight
@@ -36,11 +38,16 @@ class Parts:
     tasks: TaskSet
     check: Check
     rewarder: Rewarder
-    engine: Engine
+    engine: Engine | RemoteEngine
     trainer: Trainer
     gate: ParityGate
     history: WeightHistory
     manifest: dict[str, Any]
+
+    def close(self) -> None:
+        """End the engine's process, if it has one of its own."""
+        if isinstance(self.engine, RemoteEngine):
+            self.engine.close()
 
 
 def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
@@ -49,8 +56,9 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
     Raises `InputError` and `ModelError` for anything the user can mend, `NumericsError` if rows are not invariant here.
     """
     require_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    remote = config.pipeline.executor == "processes"
+    if config.threads or remote:
+        torch.set_num_threads(config.threads or _half_the_cores())
     tasks = load_tasks(config.task, config.seed)
     check = checks.find(tasks.check)
     rewarder = load_reward(config.task.reward, check)
@@ -61,7 +69,13 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
     weights = {**params, "head": head_weight(params, model.arch, config.engine.head_dtype)}
     invariance = invariance_probe(Subject(weights, heads))
     trainer = Trainer(model, params, config, config.device)
-    engine = Engine(model, params, trainer.version, config.engine, config.device)
+    start = trainer.snapshot()
+    engine: Engine | RemoteEngine
+    if remote:
+        threads = config.pipeline.engine_threads or _half_the_cores()
+        engine = RemoteEngine(model, start, trainer.version, config.engine, config.device, threads)
+    else:
+        engine = Engine(model, start, trainer.version, config.engine, config.device, share=True)
     manifest = {
         "model": {"name": config.model, "path": str(model.path), "digest": trainer.version.digest},
         "task": {"mapping": tasks.mapping, "train": len(tasks.train), "held_out": len(tasks.held_out)},
@@ -69,8 +83,13 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
         "threads": torch.get_num_threads(),
     }
     history = history_for(config)
-    history.add(trainer.version, engine.weights.serving.params)
+    history.add(trainer.version, start)
     return Parts(config, model, tasks, check, rewarder, engine, trainer, ParityGate(config.parity), history, manifest)
+
+
+def _half_the_cores() -> int:
+    """Two processes share the machine: two pools of threads on the same cores would only hinder each other."""
+    return max(num_cores() // 2, 1)
 
 
 def history_for(config: RunConfig) -> WeightHistory:

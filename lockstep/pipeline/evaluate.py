@@ -34,8 +34,9 @@ def evaluate(parts: Parts, progress: Progress) -> dict[str, float]:
     Requests in flight are left alone: if there may be any, an engine of its own answers.
     """
     config = parts.config
-    shared = isinstance(parts.engine, Engine) and not parts.engine.has_work
-    engine = parts.engine if shared else _engine(parts)
+    engine = parts.engine
+    if not isinstance(engine, Engine) or engine.has_work:
+        engine = Engine(parts.model, parts.trainer.params, parts.trainer.version, config.engine, config.device)
     drawn = SamplingParams(**config.sampling.model_dump(), seed=config.seed)
     greedy = SamplingParams(temperature=0.0, max_tokens=config.sampling.max_tokens)
     found, sampled = (_accuracy(parts, engine, params, progress) for params in (greedy, drawn))
@@ -45,11 +46,6 @@ def evaluate(parts: Parts, progress: Progress) -> dict[str, float]:
         "eval/num_undecided": found.undecided,
         "eval/sampled_accuracy": sampled.value,
     }
-
-
-def _engine(parts: Parts) -> Engine:
-    trainer = parts.trainer
-    return Engine(parts.model, trainer.params, trainer.version, parts.config.engine, parts.config.device)
 
 
 def _accuracy(parts: Parts, engine: Engine, params: SamplingParams, progress: Progress) -> Accuracy:

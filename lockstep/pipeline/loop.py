@@ -84,6 +84,7 @@ class Loop:
             summary = self._summary(outcome, str(sys.exception() or ""), time.perf_counter() - started)
             self._run.finish(outcome, summary)
             self._observer.on_end(summary)
+            self._parts.close()
         return summary
 
     def _all_steps(self) -> None:
