@@ -82,6 +82,41 @@ def tokens(
     return _conclude(asdict(found), found.wrong, words, started, json=json)
 
 
+@prove.command
+def kills(
+    count: int = 50, *, executor: Literal["inline", "processes"] = "inline", seed: int = 0, json: bool = False
+) -> int:
+    """Kill tiny asynchronous runs COUNT times at random moments; each must resume as if nothing had happened.
+
+    Parameters
+    ----------
+    count
+        How many SIGKILLs; about 6 seconds each.
+    executor
+        inline: the weights at the end are those of an undisturbed run. processes: trainer or engine is killed, and
+        every step is there once, no rollout twice, no bit unequal, no token too old.
+    seed
+        Decides the moments.
+    json
+        Print the findings as JSON on stdout, and nothing else.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from lockstep.harness import kills as proof
+
+    found, started = proof.Killed(), time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory(prefix="lockstep-kills-") as directory,
+        _Bar("kills", count, silent=json) as advance,
+    ):
+        for found in proof.kills(count, executor, Path(directory), seed):
+            advance(found.kills)
+    end = "with the weights of the undisturbed one" if executor == "inline" else "without loss or duplication"
+    words = f"{found.kills} kills, {found.engine_kills} of them of the engine's process; {found.runs} runs ended {end}"
+    return _conclude(asdict(found), found.wrong, words, started, json=json)
+
+
 class _Bar:
     """A progress bar on stderr; inside, a function that says how much is done."""
 
@@ -104,5 +139,5 @@ def _conclude(facts: dict[str, Any], wrong: str, words: str, started: float, *, 
         print(orjson.dumps({**facts, "seconds": seconds}, option=orjson.OPT_INDENT_2).decode())
     else:
         print(f"{words}. {seconds:.0f} s.")
-        print(wrong or "Every bit is equal.")
+        print(wrong or "Nothing was wrong.")
     return 1 if wrong else 0

@@ -28,7 +28,7 @@ def test_tokens_of_a_model(capsys: pytest.CaptureFixture[str], tmp_path, monkeyp
     code, out = run(capsys, "tokens", "2000", "--model", "tiny")
     assert code == 0
     assert "0 differing" in out
-    assert out.strip().endswith("Every bit is equal.")
+    assert out.strip().endswith("Nothing was wrong.")
 
 
 def test_a_difference_ends_it_with_exit_code_1(
