@@ -491,7 +491,7 @@ def test_wrong_weights_at_the_start_say_the_same_and_no_process_stays(llama):
 def test_killed_before_the_first_command(llama):
     with remote_of(llama) as engine:
         os.kill(engine.pid, signal.SIGKILL)
-        until(lambda: not lives(engine.pid))
+        until(lambda: not engine._process._process.is_alive())  # a zombie's threads may still hold the pipe
         first = said(lambda: engine.add(Request("a", PROMPT, FREE)))
         assert first[0] is EngineDied
         assert f"engine process ({engine.pid})" in first[1]
@@ -510,11 +510,12 @@ def test_killed_in_the_middle_of_rollouts(llama):
         for i in range(8):
             engine.add(Request(f"short {i}", PROMPT, replace(FREE, max_tokens=i + 1)))
             engine.add(Request(f"long {i}", PROMPT, LONG))
-        found = []
-        while not found:
-            found += engine.step()
+        channel = engine._process._channel
+        until(channel._inbox.qsize)  # somebody has finished
         os.kill(engine.pid, signal.SIGKILL)
-        started = time.monotonic()
+        until(lambda: not channel._reader.is_alive())
+        started, found = time.monotonic(), engine.step()
+        assert found, "what came before the end"
         with pytest.raises(EngineDied) as failure:
             while True:
                 found += engine.step(60.0)
