@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class ProgressBars:
     """One bar a stage, shown from its first `update` on; nothing at all if there is no work, or with `silent`."""
 
-    def __init__(self, *, silent: bool = False) -> None:
+    def __init__(self, *, silent: bool = False, unit: Literal["bytes", "steps"] = "bytes") -> None:
         self._silent = silent
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
         self._progress = Progress(*columns, console=Console(file=sys.stderr))
         self._rows: dict[str, TaskID] = {}
 
@@ -27,7 +36,7 @@ class ProgressBars:
             self._progress.stop()
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes of a stage are behind us; `total` 0 if its size is not known."""
+        """Show that `done` of `total` units of a stage are behind us; `total` 0 if its size is not known."""
         if self._silent:
             return
         if stage not in self._rows:
