@@ -1,1 +1,1 @@
-"""Plain PyTorch kernels whose rows do not depend on their neighbours: what makes engine and trainer one computation."""
+"""Kernels in PyTorch and C++ whose rows do not depend on their neighbours: what makes both sides one computation."""

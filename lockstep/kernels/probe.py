@@ -16,9 +16,11 @@ from torch import Tensor
 from lockstep import numerics
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.activation import silu_mul
-from lockstep.kernels.attention import KEY_BLOCK, paged_attention, plan_tiles
+from lockstep.kernels.attention import KEY_BLOCK, Packing, packed_attention, paged_attention, plan_tiles
 from lockstep.kernels.linear import linear, pack, way_of
+from lockstep.kernels.native.library import operators_for
 from lockstep.kernels.norm import rms_norm
+from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
 from lockstep.kernels.threads import thread_counts, using_threads
 
 ROWS = (1, 2, 3, 5, 8, 13, 16, 31, 64)
@@ -54,8 +56,10 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
     vocabulary, width = body.shape
     dtype, device = body.dtype, head.device
     gain = torch.ones(width, dtype=dtype, device=device)
+    head_dim = subject.heads[2]
     rowwise: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
         f"rms_norm [{width}]": (lambda rows: rms_norm(rows.to(dtype), gain, 1e-5), width),
+        f"rotate [{head_dim}]": (lambda rows: _rotated(rows.to(dtype), head_dim), 3 * head_dim),
         f"silu_mul [{width}]": (lambda rows: silu_mul(rows.to(dtype)), 2 * width),
         f"log_softmax [{vocabulary}]": (numerics.log_softmax, vocabulary),
     }
@@ -63,6 +67,7 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
         _require(name, kernel, torch.randn(TOTAL, columns, generator=generator).to(device))
         findings[name] = "use"
     findings[f"attention {list(subject.heads)}"] = _attention(subject, generator, dtype, device)
+    findings["kernels"] = "use PyTorch" if operators_for(body) is None else "use C++"
     findings["seconds"] = f"{time.perf_counter() - started:.2f}"
     return findings
 
@@ -94,7 +99,7 @@ def _differing(kernel: Callable[[Tensor], Tensor], x: Tensor) -> str | None:
 
 
 def _attention(subject: Subject, generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> str:
-    """Every position decoded alone must equal the prefill of all, for one sequence and several."""
+    """Every position decoded alone must equal the prefill of all and the packed forward of training."""
     H, K, D = subject.heads
     length = 2 * KEY_BLOCK + 5
     blocks = -(-length // KEY_BLOCK)
@@ -102,22 +107,36 @@ def _attention(subject: Subject, generator: torch.Generator, dtype: torch.dtype,
     k, v = (torch.randn(blocks, K, KEY_BLOCK, D, generator=generator).to(device, dtype) for _ in range(2))
     table = [range(blocks)]
     whole = paged_attention(q, k, v, plan_tiles([0], [length], table, device=device), D**-0.5)
+    k_TKD, v_TKD = (x.transpose(1, 2).flatten(0, 1)[:length] for x in (k, v))
+    packed = packed_attention(q, k_TKD, v_TKD, Packing.of([length], device), D**-0.5)
+    if not torch.equal(packed, whole):
+        raise _disagreement(subject, "the packed forward differs from prefill")
     for threads in thread_counts():
         with using_threads(threads):
             for some in ([length - 1], [0, 17, 30], list(range(length))):
                 tiles = plan_tiles(some, [1] * len(some), table * len(some), device=device)
                 if not torch.equal(paged_attention(q[some], k, v, tiles, D**-0.5), whole[some]):
-                    got = f"{len(some)} decoded rows with {threads} threads differ from prefill"
-                    raise NumericsError(
-                        message(
-                            f"invariance probe (attention {list(subject.heads)})",
-                            "decode and prefill must agree",
-                            got=got,
-                            expected="equal bits",
-                            do="Set engine.dtype to the other of bfloat16 and float32, and report this machine",
-                        )
-                    )
+                    raise _disagreement(subject, f"{len(some)} decoded rows with {threads} threads differ from prefill")
     return "use"
+
+
+def _disagreement(subject: Subject, got: str) -> NumericsError:
+    return NumericsError(
+        message(
+            f"invariance probe (attention {list(subject.heads)})",
+            "decode, prefill and training must agree",
+            got=got,
+            expected="equal bits",
+            do="Set engine.dtype to the other of bfloat16 and float32, and report this machine",
+        )
+    )
+
+
+def _rotated(rows: Tensor, head_dim: int) -> Tensor:
+    """Rows of three heads turned by one angle."""
+    positions = torch.full((rows.shape[0],), 3, device=rows.device)
+    angles = rotation(inverse_frequencies(head_dim, 10000.0).to(rows.device), positions)
+    return rotate(rows.view(-1, 3, head_dim), *angles)
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -20,7 +20,8 @@ def _subject(dtype: torch.dtype) -> Subject:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_every_kernel_is_found_invariant(dtype: torch.dtype) -> None:
     findings = invariance_probe(_subject(dtype))
-    assert {k.split()[0] for k in findings} == {"linear", "rms_norm", "silu_mul", "log_softmax", "attention", "seconds"}
+    rowwise = {"linear", "rms_norm", "rotate", "silu_mul", "log_softmax"}
+    assert {k.split()[0] for k in findings} == rowwise | {"attention", "kernels", "seconds"}
     assert all("use" in found or "rows" in found for name, found in findings.items() if name != "seconds")
 
 
@@ -35,3 +36,15 @@ def test_an_attention_whose_decode_differs_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(probe, "paged_attention", lambda q, *rest: real(q, *rest) + 1e-6 * (q.shape[0] == 1))
     with pytest.raises(NumericsError, match="attention"):
         invariance_probe(_subject(torch.float32))
+
+
+def test_a_packed_attention_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = probe.packed_attention
+    monkeypatch.setattr(probe, "packed_attention", lambda *all_of_it: real(*all_of_it) + 1e-6)
+    with pytest.raises(NumericsError, match="packed forward"):
+        invariance_probe(_subject(torch.float32))
+
+
+def test_the_kernels_that_ran_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCKSTEP_KERNELS", "reference")
+    assert invariance_probe(_subject(torch.float32))["kernels"] == "use PyTorch"
