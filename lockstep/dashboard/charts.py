@@ -46,7 +46,10 @@ LOCKSTEP = (
     Curve("mean_abs_log_ratio_new_old", "Mean |log ratio|", "of trainer to sampler, per token", 4, (0.0, None)),
     Curve("corrections/frac_removed", "Removed", "fraction of tokens that the correction dropped", 4, (0.0, None)),
     Curve("corrections/ess_after", "ESS after correction", "of the weights it left, as a fraction", 3, (0.0, 1.05)),
-    Curve("lag", "Lag", "optimizer steps a token is behind", 0, (0.0, None)),
+    Curve("lag", "Lag", "steps that a token is behind, mean", 2, (0.0, None)),
+    Curve("lag_max", "Largest lag", "steps that the oldest token is behind", 0, (0.0, None)),
+    Curve("update/kl", "Update", "KL of the trainer now to itself at sampling; not mismatch", 4, (0.0, None)),
+    Curve("groups/dropped", "Dropped groups", "too old, or given up", 0, (0.0, None)),
 )
 LEARNING = (
     Curve("entropy", "Entropy", "of the sampling distribution, nats per token", 3, (0.0, None)),
@@ -80,7 +83,10 @@ def _worth(facts: Facts, curve: Curve) -> bool:
     """Whether the run measured it; without loss.beta there is no reference to be away from."""
     if curve.key == "kl" and not (facts.config.get("loss") or {}).get("beta"):
         return False
-    return bool(np.isfinite(facts.series(curve.key)).any())
+    values = facts.series(curve.key)
+    if curve.key in ("lag_max", "update/kl", "groups/dropped"):  # a synchronous run has them, and nothing to show
+        return bool(np.nan_to_num(values).any())
+    return bool(np.isfinite(values).any())
 
 
 def _reward(facts: Facts) -> Chart:

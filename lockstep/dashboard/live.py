@@ -88,7 +88,7 @@ class LineView(SilentView):
             self._say(
                 f"step {step}/{progress.total}  reward {fixed(metrics['reward'])}  {parity}"
                 f"{'' if progress.parity_exact else ' DIFFERS'}  entropy {fixed(metrics.get('entropy'), 2)}"
-                f"  {count(metrics.get('throughput/rollout_tokens_per_s'))} tok/s  {clock(progress.left)} left"
+                f"  {count(metrics.get('throughput/tokens_per_s'))} tok/s  {clock(progress.left)} left"
             )
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
@@ -227,8 +227,8 @@ _POLICY = (
     ("grad", "grad_norm", 2, ""),
 )
 _SPEED = (
+    ("speed", "throughput/tokens_per_s", 0, " tok/s"),
     ("rollout", "throughput/rollout_tokens_per_s", 0, " tok/s"),
-    ("train", "throughput/train_tokens_per_s", 0, " tok/s"),
     ("step", "time/step", 1, ""),
     ("peak", "memory/peak_gb", 1, " GB"),
 )

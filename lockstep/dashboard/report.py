@@ -116,9 +116,9 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     cost = [line["time/parity"] for line in facts.lines if line.get("time/parity") is not None]
     if facts.seconds and len(cost) == len(facts.lines):
         tiles.append(("Cost of the gate", f"{100 * sum(cost) / facts.seconds:.2f} %", "of the time in steps"))
-    speed = facts.latest("throughput/rollout_tokens_per_s")
+    speed = facts.latest("throughput/tokens_per_s")
     if speed is not None:
-        tiles.append(("Rollout", f"{count(speed)} tok/s", "in the last step"))
+        tiles.append(("Throughput", f"{count(speed)} tok/s", "sampled, checked and trained on, in the last step"))
     memory = [line["memory/peak_gb"] for line in facts.lines if line.get("memory/peak_gb") is not None]
     if memory:
         tiles.append(("Peak memory", f"{max(memory):.1f} GB", "of the process"))

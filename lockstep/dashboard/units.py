@@ -61,8 +61,8 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     known = [value for value in shown if value is not None and math.isfinite(value)]
     if not known:
         return ""
-    low, span = min(known), (max(known) - min(known)) or 1.0
-    levels = [None if v is None or not math.isfinite(v) else int((v - low) / span * len(BARS)) for v in shown]
+    low, span = min(known) / 2, (max(known) / 2 - min(known) / 2) or 1.0  # halves, so that no difference overflows
+    levels = [None if v is None or not math.isfinite(v) else int((v / 2 - low) / span * len(BARS)) for v in shown]
     return "".join(" " if level is None else BARS[min(level, len(BARS) - 1)] for level in levels)
 
 

@@ -156,7 +156,7 @@ class Loop:
                 **completion_metrics(rollouts),
                 **outcome.metrics,
                 **buffer_metrics(self._sampling.buffer),
-                **watch.metrics(batch.num_tokens),
+                **watch.metrics(batch.num_tokens, ahead=config.pipeline.max_lag > 0),
             }
         )
 

@@ -35,12 +35,12 @@ class Stopwatch:
             key = f"time/{name}"
             self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
 
-    def metrics(self, tokens: int) -> dict[str, float]:
-        """Seconds, and tokens per second of sampling and of training."""
-        throughput = {
-            f"throughput/{name}_tokens_per_s": tokens / self.seconds[f"time/{name}"] for name in ("rollout", "train")
-        }
-        return {**self.seconds, "time/step": time.perf_counter() - self._started, **throughput}
+    def metrics(self, tokens: int, *, ahead: bool) -> dict[str, float]:
+        """Seconds, and tokens per second of the step and of its stages; none for sampling that was done `ahead`."""
+        whole = time.perf_counter() - self._started
+        stages = ("train",) if ahead else ("rollout", "train")
+        throughput = {f"throughput/{name}_tokens_per_s": tokens / self.seconds[f"time/{name}"] for name in stages}
+        return {**self.seconds, "time/step": whole, "throughput/tokens_per_s": tokens / whole, **throughput}
 
 
 def reward_metrics(grades: Sequence[Grade], gains: Advantages) -> dict[str, float | None]:

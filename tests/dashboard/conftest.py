@@ -107,7 +107,8 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
         "clamp_log_ratio_new_old_indicator": 0.0, "ess": 1.0, "lag": 0.0, "parity/max": 0.0, "parity/p99": 0.0,
         "parity/mean": 0.0, "parity/frac_differing": 0.0, "parity/num_tokens": int(draw.integers(640, 1024)),
         "time/step": rollout + train + 0.19, "time/rollout": rollout, "time/reward": 0.004, "time/parity": 0.012,
-        "time/train": train, "time/publish": 0.14, "throughput/rollout_tokens_per_s": 320 + float(draw.normal(0, 12)),
+        "time/train": train, "time/publish": 0.14, "throughput/tokens_per_s": 140 + float(draw.normal(0, 5)),
+        "throughput/rollout_tokens_per_s": 320 + float(draw.normal(0, 12)),
         "throughput/train_tokens_per_s": 1480 + float(draw.normal(0, 40)), "memory/peak_gb": 3.1,
         "weight_version": step,
     }  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lockstep.dashboard.units import ABSENT, BARS, clock, count, duration, exact, fixed, sparkline, wilson
@@ -53,6 +54,7 @@ def test_only_zero_is_said_as_zero(value: float) -> None:
     assert exact(value) != "0.0"
 
 
+@example([sys.float_info.max, -1e291], 2)
 @given(st.lists(st.none() | st.floats(), max_size=30), st.integers(-1, 20))
 def test_a_sparkline_fits_and_shows_what_it_has(values: list[float | None], width: int) -> None:
     line = sparkline(values, width)
