@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
@@ -100,9 +102,6 @@ def kills(
     json
         Print the findings as JSON on stdout, and nothing else.
     """
-    import tempfile
-    from pathlib import Path
-
     from lockstep.harness import kills as proof
 
     found, started = proof.Killed(), time.perf_counter()
@@ -114,6 +113,32 @@ def kills(
             advance(found.kills)
     end = "with the weights of the undisturbed one" if executor == "inline" else "without loss or duplication"
     words = f"{found.kills} kills, {found.engine_kills} of them of the engine's process; {found.runs} runs ended {end}"
+    return _conclude(asdict(found), found.wrong, words, started, json=json)
+
+
+@prove.command
+def flips(count: int = 10_000, *, seed: int = 0, json: bool = False) -> int:
+    """Offer COUNT weight updates of which one bit is wrong to engines of tiny models; each must be refused.
+
+    Parameters
+    ----------
+    count
+        How many.
+    seed
+        Decides which bits.
+    json
+        Print the findings as JSON on stdout, and nothing else.
+    """
+    from lockstep.harness import flips as proof
+
+    found, started = proof.Caught(), time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory(prefix="lockstep-networks-") as directory,
+        _Bar("flips", count, silent=json) as bar,
+    ):
+        for found in proof.flips(count, Path(directory), seed):
+            bar(found.updates)
+    words = f"{found.caught:,} of {found.updates:,} updates with one wrong bit were refused, the old weights serving"
     return _conclude(asdict(found), found.wrong, words, started, json=json)
 
 

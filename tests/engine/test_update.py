@@ -10,6 +10,7 @@ import torch
 
 from lockstep.core import Probe, Request, SamplingParams, Span, UpdatePolicy, WeightVersion
 from lockstep.engine import probe as probe_module
+from lockstep.engine import weights as weights_module
 from lockstep.errors import InputError, NumericsError
 from lockstep.models.checkpoint import digest
 
@@ -177,8 +178,33 @@ def test_a_probe_catches_a_derived_copy_that_was_not_made_anew(llama, monkeypatc
     assert engine.version == llama.version
 
 
+@pytest.mark.parametrize("part", ["qkv", "output", "gate_up", "down", "head"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_probe_catches_a_stale_packed_copy(network, family, part, monkeypatch):
+    """WGT10: one weight of one layer, or the head, is multiplied as it was before the update."""
+    net = network(family, "bfloat16")
+    engine = net.engine()
+    new = {name: tensor + 0.25 for name, tensor in net.params.items()}
+    probe = probe_of(net, new)
+    old, real = engine.weights.serving.prepared, weights_module.prepare
+
+    def stale(*arguments):
+        fresh = real(*arguments)
+        if part == "head":
+            return replace(fresh, head=old.head)
+        name = f"layers.1.{part}"
+        return replace(fresh, operands={**fresh.operands, name: old.operands[name]})
+
+    monkeypatch.setattr(weights_module, "prepare", stale)
+    with pytest.raises(NumericsError, match="must have the publisher's logprob"):
+        engine.update_weights(new, named(new, 1), probe=probe)
+    assert engine.version == net.version
+    monkeypatch.undo()
+    engine.update_weights(new, named(new, 1), probe=probe)
+
+
 def test_one_flipped_bit_anywhere_is_caught(llama):
-    """The acceptance figure (10,000 of 10,000) is the long version of this: see tests/engine/test_long.py."""
+    """`lockstep prove flips` does it 10,000 times, on every family."""
     engine, generator = llama.engine(), torch.Generator().manual_seed(0)
     new = moved(llama)
     version, names = named(new, 1), sorted(new)

@@ -48,6 +48,20 @@ def test_a_difference_ends_it_with_exit_code_1(
     assert "token 2" in out
 
 
+def test_flips_are_caught(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(capsys, "flips", "120")
+    assert code == 0
+    assert "120 of 120 updates" in out
+
+
+def test_a_flip_that_is_taken_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockstep.engine.weights.digest", lambda params: "0" * 64)
+    monkeypatch.setattr("lockstep.harness.networks.digest", lambda params: "0" * 64)
+    code, out = run(capsys, "flips", "120")
+    assert code == 1
+    assert "was taken" in out
+
+
 def test_draws_are_a_function_of_seed_and_purpose() -> None:
     def some(draws: Draws) -> list[object]:
         return [draws.integer(3, 5), draws.integers(4, 9), draws.number(0, 1), draws.chance(0.5), draws.choice("abc"),
