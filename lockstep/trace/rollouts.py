@@ -2,7 +2,8 @@
 
 In: `RolloutRecord`s. Out: a zstd Parquet file that reads back to equal records, and that any Parquet tool can open.
 docs/run-directory.md lists the columns; rollout_schema.py defines them. Parquet's dictionaries are off: they compare
-floats as numbers, and here the bits count.
+floats as numbers, and here the bits count. So are column statistics and Arrow's own copy of the schema: a file of one
+step is read whole, and they were a third of its bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from lockstep.core import Contract, Logprobs, Provenance, Reward, Rollout, SamplingParams, Span, Support, Verdict
 from lockstep.errors import InputError, message
 from lockstep.trace.durable import replacing
-from lockstep.trace.rollout_schema import KEY, READABLE, SCHEMA
+from lockstep.trace.rollout_schema import KEY, READABLE, SCHEMA, VERSION
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +40,9 @@ def write(path: Path, records: Sequence[RolloutRecord]) -> None:
     """Write `path` atomically. Raises `StorageError`; text that is not Unicode (lone surrogates) is stored with `?`."""
     columns = {name: _encode(name, records, column) for name, column in _COLUMNS.items()}
     table = pa.Table.from_pydict(columns, schema=SCHEMA)
-    with replacing(path) as file:
-        pq.write_table(table, file, compression="zstd", use_dictionary=False)
+    with replacing(path) as file, _writer(file) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({KEY: VERSION})
 
 
 def read(path: Path) -> list[RolloutRecord]:
@@ -58,6 +60,12 @@ def read(path: Path) -> list[RolloutRecord]:
         for field in table.schema
     }
     return [_record({name: column[row] for name, column in columns.items()}) for row in range(table.num_rows)]
+
+
+def _writer(file: BinaryIO) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        file, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False, store_schema=False
+    )
 
 
 def _not_rollouts(path: Path, got: object) -> InputError:

@@ -33,7 +33,7 @@ def test_every_key_of_the_manifest_is_described(tmp_path: Path) -> None:
     with RunDirectory.start(tmp_path, RunConfig()) as run:
         run.finish("finished", {})
         written = set(orjson.loads(run.manifest_file.read_bytes()))
-    assert first_cells("manifest.json") == written | {"model", "task", "invariance"}
+    assert first_cells("manifest.json") == written | {"model", "task", "invariance", "threads"}
 
 
 def test_every_file_of_a_run_is_described(tmp_path: Path, make_record: Callable[..., RolloutRecord]) -> None:

@@ -265,3 +265,34 @@ def test_what_says_nothing_costs_next_to_nothing_a_token(tmp_path: File, make_re
         return (tmp_path / "r.parquet").stat().st_size
 
     assert size(True) - size(False) < 511 * 4 + 2000, "the prompt once, whatever the completions"
+
+
+def drawn(make_record: Make, row: int, count: int) -> RolloutRecord:
+    """A record of `count` tokens whose logprobs and ids hold as many bits as those of a run."""
+    draws = np.random.Generator(np.random.Philox(key=[row, count]))
+    logprobs = Logprobs(-draws.exponential(size=count).astype(np.float32), FULL)
+    base = make_record(count)
+    ids = draws.integers(0, 49152, count).astype(np.int32)
+    rollout = replace(base.rollout, id=f"1/{row // 8}/{row % 8}", token_ids=ids, sampler_logprobs=logprobs)
+    return replace(base, rollout=rollout, trainer_logprobs=logprobs, advantage=float(draws.normal()))
+
+
+def test_a_token_costs_few_bytes(tmp_path: File, make_record: Make) -> None:
+    """What a step of the recipe for SmolLM2 looks like: 64 completions of 14 tokens. And longer ones, as others are."""
+    sizes = {}
+    for count in (14, 256):
+        path = tmp_path / f"{count}.parquet"
+        rollouts.write(path, [drawn(make_record, row, count) for row in range(64)])
+        sizes[count] = path.stat().st_size / (64 * count)
+    assert sizes[14] <= 50
+    assert sizes[256] <= 20
+
+
+def test_files_that_hold_arrows_schema_and_statistics_too_are_read(tmp_path: File, make_record: Make) -> None:
+    """As this version wrote them at first."""
+    path, verbose = tmp_path / "r.parquet", tmp_path / "verbose.parquet"
+    record = drawn(make_record, 0, 5)
+    rollouts.write(path, [record])
+    pq.write_table(pq.read_table(path), verbose, compression="zstd", use_dictionary=False)
+    assert b"ARROW:schema" in verbose.read_bytes() and b"ARROW:schema" not in path.read_bytes()
+    assert bits(rollouts.read(verbose)[0]) == bits(rollouts.read(path)[0]) == bits(record)
