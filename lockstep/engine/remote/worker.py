@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from lockstep import models
-from lockstep.engine.channel import Channel
 from lockstep.engine.engine import Engine
-from lockstep.engine.messages import (
+from lockstep.engine.remote.channel import Channel
+from lockstep.engine.remote.messages import (
     Abort,
     Add,
     Alive,
@@ -35,7 +35,7 @@ from lockstep.engine.messages import (
     Start,
     Update,
 )
-from lockstep.engine.shared import SharedMemory
+from lockstep.engine.remote.shared import SharedMemory
 from lockstep.errors import LockstepError, StageError, boundary
 
 HELD_BACK = (signal.SIGINT, signal.SIGTERM)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.engine.channel import Channel
+from lockstep.engine.remote.channel import Channel
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from lockstep.config import EngineConfig
 from lockstep.core import Probe, Request, Rollout, UpdatePolicy, WeightVersion
-from lockstep.engine.shared import Place, SharedMemory
+from lockstep.engine.remote.shared import Place, SharedMemory
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
-from lockstep.engine import worker
-from lockstep.engine.channel import Channel
-from lockstep.engine.messages import Leave, Start
+from lockstep.engine.remote import worker
+from lockstep.engine.remote.channel import Channel
+from lockstep.engine.remote.messages import Leave, Start
 from lockstep.errors import EngineDied, message
 
 _GRACE = 2.0  # seconds in which it may leave by itself

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lockstep.engine import process as module
-from lockstep.engine.process import EngineProcess
+from lockstep.engine.remote import process as module
+from lockstep.engine.remote.process import EngineProcess
 from lockstep.errors import EngineDied
 
 

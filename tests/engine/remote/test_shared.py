@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.engine.shared import Layout, SharedMemory
+from lockstep.engine.remote.shared import Layout, SharedMemory
 
 SHAPES = {"a": (3, 5), "b": (7,), "c": (2, 2)}
 
@@ -95,6 +95,7 @@ def test_of_other_tensors_only_the_description_travels(change):
 
 
 def test_it_has_no_path_and_goes_with_the_last_tensor():
+    gc.collect()  # what earlier tests left
     before, named, open_files = maps(), entries("/dev/shm"), len(entries("/proc/self/fd"))
     layout, memory = memory_for()
     tensor = memory.read(memory.write(params(), layout))["a"]

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from lockstep.config import EngineConfig
 from lockstep.core import Probe, Request, Rollout, UpdatePolicy, WeightVersion
-from lockstep.engine import messages
 from lockstep.engine.accounting import Counters, Memory
 from lockstep.engine.limits import Limits
-from lockstep.engine.process import EngineProcess
+from lockstep.engine.remote import messages
+from lockstep.engine.remote.process import EngineProcess
+from lockstep.engine.remote.shared import Layout, SharedMemory
 from lockstep.engine.request import twice
-from lockstep.engine.shared import Layout, SharedMemory
 from lockstep.engine.weights import Weights
 from lockstep.errors import EngineDied, InputError, LockstepError, message
 from lockstep.models import Model
