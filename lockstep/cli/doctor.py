@@ -19,7 +19,7 @@ def doctor(model: str = "tiny") -> int:
     from lockstep import models
     from lockstep.kernels.probe import Subject, invariance_probe
     from lockstep.models.checkpoint import read_parameters
-    from lockstep.models.decoder import head_weight
+    from lockstep.models.prepared import head_weight
     from lockstep.trace.manifest import machine, versions
 
     console = Console(soft_wrap=True)
@@ -28,9 +28,9 @@ def doctor(model: str = "tiny") -> int:
     heads = (found.arch.num_heads, found.arch.num_kv_heads, found.arch.head_dim)
     for dtype in (torch.bfloat16, torch.float32):
         params = read_parameters(found.path, found.arch, dtype)
-        weights = {**params, "head": head_weight(params, found.arch, "float32")}
+        subject = Subject(params, head_weight(params, found.arch, "float32"), heads)
         short = str(dtype).removeprefix("torch.")
-        facts |= {f"{short}: {name}": what for name, what in invariance_probe(Subject(weights, heads)).items()}
+        facts |= {f"{short}: {name}": what for name, what in invariance_probe(subject).items()}
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
         table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))

@@ -39,7 +39,7 @@ def draw(step: Step, hidden_SE: Tensor, generation: Generation) -> list[tuple[Co
     completions = [completion for _, completion, _ in chosen]
     deciding_NE = hidden_SE[torch.from_numpy(unique).to(device)]
     _require_finite("hidden state", deciding_NE.float().sum(-1).cpu().numpy()[place], completions)
-    logits_NV = head_logits(deciding_NE, generation.head_VE)
+    logits_NV = head_logits(deciding_NE, generation.prepared.head)
     if len(unique) < len(rows):
         logits_NV = logits_NV[torch.from_numpy(place).to(device)]
     params = [completion.job.request.params for completion in completions]

@@ -24,7 +24,7 @@ from lockstep.models.decoder import attention_scale, hidden_states
 def last_hidden(step: Step, generation: Generation, arch: Architecture, kv: KeyValues) -> Tensor:
     """Hidden rows [S, E] of the last token that each completion of the step runs."""
     kv.copy(step.copies)
-    device = generation.head_VE.device
+    device = generation.device
     starts, counts = np.asarray(step.starts), np.asarray(step.counts)
     ends = counts.cumsum()
     tables = [kv.blocks(completion.pages) for completion in step.completions]
@@ -41,7 +41,7 @@ def last_hidden(step: Step, generation: Generation, arch: Architecture, kv: KeyV
         write_kv(values, v_TKD, slots_T)
         return paged_attention(q_THD, keys, values, tiles, scale)
 
-    hidden_TE = hidden_states(generation.params, arch, ids_T, positions_T, attention)
+    hidden_TE = hidden_states(generation.prepared.operands, arch, ids_T, positions_T, attention)
     _score_prompts(step, hidden_TE, generation)
     return hidden_TE[torch.from_numpy(ends - 1).to(device)]
 
@@ -67,6 +67,6 @@ def _score_prompts(step: Step, hidden_TE: Tensor, generation: Generation) -> Non
             ids = job.prompt[start + 1 : start + 1 + rows.stop - rows.start].astype(np.int64)
             ids_N = torch.from_numpy(ids).to(hidden_TE.device)
             targets = Targets(ids_N, job.request.params.temperature or 1.0)
-            logprobs_N, _ = target_logprobs(hidden_TE[rows], generation.head_VE, targets)
+            logprobs_N, _ = target_logprobs(hidden_TE[rows], generation.prepared.head, targets)
             job.prompt_logprobs.append(logprobs_N.cpu().numpy())
             job.prompt_versions.append(generation.version.number)

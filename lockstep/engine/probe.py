@@ -23,7 +23,7 @@ from lockstep.models.decoder import attention_scale, hidden_states
 
 def require_probe(probe: Probe, generation: Generation, arch: Architecture) -> None:
     """Raise `NumericsError` unless every logprob of the probe has the publisher's bits."""
-    device = generation.head_VE.device
+    device = generation.device
     ids_N = torch.from_numpy(probe.token_ids.astype(np.int64)).to(device)
     packing, scale = Packing.of([len(ids_N)], device), attention_scale(arch)
 
@@ -32,8 +32,9 @@ def require_probe(probe: Probe, generation: Generation, arch: Architecture) -> N
 
     with torch.inference_mode():
         positions_N = torch.arange(len(ids_N), device=device)
-        hidden = hidden_states(generation.params, arch, ids_N, positions_N, attention)
-        got = target_logprobs(hidden[:-1], generation.head_VE, Targets(ids_N[1:], 1.0))[0].cpu().numpy()
+        hidden = hidden_states(generation.prepared.operands, arch, ids_N, positions_N, attention)
+        targets = Targets(ids_N[1:], 1.0)
+        got = target_logprobs(hidden[:-1], generation.prepared.head, targets)[0].cpu().numpy()
     unequal = np.flatnonzero(got.view(np.int32) != probe.logprobs.view(np.int32))
     if unequal.size:
         at = int(unequal[0])

@@ -3,10 +3,10 @@
 In: parameters and the version that names them. Out: a `Generation`, which is all that a forward reads.
 
     begin -> stage tensors -> manifest (names, shapes, dtypes) -> finite? -> their digest = the version's?
-          -> derived head -> probe logprobs, if the publisher gave some -> swap, between two steps -> cache policy
+          -> pack -> probe logprobs, if the publisher gave some -> swap, between two steps -> cache policy
     Any failure on the way leaves the old generation serving, and the version where it was.
 
-Version, parameters and head change in one assignment, so none of them can be ahead of the others.
+Version, parameters and what is made from them change in one assignment, so none of them can be ahead of the others.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ from lockstep.core import WeightVersion
 from lockstep.errors import InputError, NumericsError, message
 from lockstep.models import Architecture
 from lockstep.models.checkpoint import digest
-from lockstep.models.decoder import head_weight
+from lockstep.models.prepared import Prepared, prepare
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
-    """One version's parameters (our own copy), the head made from them [V, E], and the version."""
+    """One version's parameters (our own copy), what a forward multiplies by, made from them, and the version."""
 
     params: Mapping[str, Tensor]
-    head_VE: Tensor
+    prepared: Prepared
     version: WeightVersion
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.params["embedding"].device
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes held; a head that is a parameter itself counts once."""
-        tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*self.params.values(), self.head_VE)}
-        return sum(tensors.values())
+        """Bytes held, packed copies included; a head that is a parameter itself counts once."""
+        return self.prepared.num_bytes
 
 
 class Weights:
@@ -100,7 +104,7 @@ class Weights:
             rule = "the engine must hold what the version names"
             do = "Publish the weights again; the older ones still serve"
             raise NumericsError(message(f"weights (version {version})", rule, got=held, expected=version.digest, do=do))
-        return Generation(staged, head_weight(staged, self._arch, self._head_dtype), version)
+        return Generation(staged, prepare(staged, self._arch, self._head_dtype), version)
 
     def swap(self, generation: Generation) -> None:
         """Serve `generation` from the next forward on."""

@@ -20,15 +20,16 @@ from torch import Tensor
 from lockstep import numerics
 from lockstep.core import Support
 from lockstep.kernels.adjust import Adjustment, History, Slopes
-from lockstep.kernels.linear import linear
+from lockstep.kernels.linear import Packed, linear
 
 CHUNK = 128
 """Rows worked on at once: 25 MB of fp32 logits at a vocabulary of 49,152. A multiple of the blocks of `linear`."""
 
 
-def head_logits(hidden_NE: Tensor, weight_VE: Tensor) -> Tensor:
-    """Logits fp32 [N, V], the product taken in the dtype of `weight`."""
-    return linear(hidden_NE.to(weight_VE.dtype), weight_VE).float()
+def head_logits(hidden_NE: Tensor, weight_VE: Tensor | Packed) -> Tensor:
+    """Logits fp32 [N, V], the product taken in the dtype of `weight`; of a wide packed one, its fp32 sums."""
+    dtype = weight_VE.content.dtype if isinstance(weight_VE, Packed) else weight_VE.dtype
+    return linear(hidden_NE.to(dtype), weight_VE).float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,16 +56,19 @@ class Targets:
         return keep.to(self.ids_N.device)
 
 
-def target_logprobs(hidden_NE: Tensor, weight_VE: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+def target_logprobs(hidden_NE: Tensor, weight_VE: Tensor | Packed, targets: Targets) -> tuple[Tensor, Tensor]:
     """Logprob of each target fp32 [N], differentiable in both inputs; entropy of each row in nats fp32 [N], not."""
-    return _TargetLogprobs.apply(hidden_NE, weight_VE, targets)
+    leaf_VE = weight_VE.weight_OI if isinstance(weight_VE, Packed) else weight_VE
+    return _TargetLogprobs.apply(hidden_NE, leaf_VE, weight_VE, targets)
 
 
 def _chunks(rows: int) -> Iterator[slice]:
     return (slice(at, min(at + CHUNK, rows)) for at in range(0, rows, CHUNK))
 
 
-def _logprobs(hidden_NE: Tensor, weight_VE: Tensor, targets: Targets, rows: slice) -> tuple[Tensor, Slopes | None]:
+def _logprobs(
+    hidden_NE: Tensor, weight_VE: Tensor | Packed, targets: Targets, rows: slice
+) -> tuple[Tensor, Slopes | None]:
     """Logprobs [n, V] of some rows, and the slopes of their adjustments (None: there are none)."""
     logits = head_logits(hidden_NE[rows], weight_VE)
     adjustment, slopes = Adjustment.of(targets.histories[rows], logits.shape[1], logits.device), None
@@ -77,7 +81,8 @@ def _logprobs(hidden_NE: Tensor, weight_VE: Tensor, targets: Targets, rows: slic
 
 class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        hidden_NE, leaf_VE, weight_VE, targets = inputs
         chosen, entropy = [], []
         for rows in _chunks(hidden_NE.shape[0]):
             logprobs, slopes = _logprobs(hidden_NE, weight_VE, targets, rows)
@@ -85,24 +90,25 @@ class _TargetLogprobs(torch.autograd.Function):
             masked = targets.support is not None or slopes is not None
             finite = logprobs.clamp_min(torch.finfo(torch.float32).min) if masked else logprobs
             entropy.append(-(logprobs.exp() * finite).sum(-1))
-        ctx.save_for_backward(hidden_NE, weight_VE)
-        ctx.targets = targets
+        ctx.save_for_backward(hidden_NE, leaf_VE)
+        ctx.targets, ctx.packed = targets, weight_VE if isinstance(weight_VE, Packed) else None
         entropy_N = torch.cat(entropy)
         ctx.mark_non_differentiable(entropy_N)
         return torch.cat(chosen), entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Logits are computed again; their gradient is (one-hot - p) / T, times the slope of the adjustments.
 
         Products in the model's dtype.
         """
-        hidden_NE, weight_VE = ctx.saved_tensors
+        hidden_NE, leaf_VE = ctx.saved_tensors
         targets: Targets = ctx.targets
+        weight_VE: Tensor | Packed = leaf_VE if ctx.packed is None else ctx.packed
         dtype = hidden_NE.dtype
-        narrow_VE = weight_VE.to(dtype)
+        narrow_VE = leaf_VE.to(dtype)
         grad_hidden = torch.empty_like(hidden_NE)
-        grad_weight = torch.zeros_like(weight_VE)
+        grad_weight = torch.zeros_like(leaf_VE, dtype=torch.float32)
         for rows in _chunks(hidden_NE.shape[0]):
             logprobs, slopes = _logprobs(hidden_NE, weight_VE, targets, rows)
             slope = logprobs.exp_().neg_()
@@ -111,5 +117,5 @@ class _TargetLogprobs(torch.autograd.Function):
                 slopes.pull_back(slope)
             slope = slope.mul_(grads[0][rows, None] / targets.temperature).to(dtype)
             grad_hidden[rows] = slope @ narrow_VE
-            grad_weight += (slope.T @ hidden_NE[rows]).to(weight_VE.dtype)
-        return grad_hidden, grad_weight, None
+            grad_weight += slope.T @ hidden_NE[rows]
+        return grad_hidden, grad_weight.to(leaf_VE.dtype), None, None

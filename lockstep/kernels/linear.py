@@ -55,9 +55,14 @@ class Packed:
     version: int  # of `weight_OI` when it was packed
     wide: bool  # the result is the fp32 sums, not rounded to the weight's dtype
 
+    @property
+    def current(self) -> bool:
+        """Whether the weight was not written to since it was packed."""
+        return self.version == _version(self.weight_OI)
+
     def require_current(self) -> None:
         """Raise `NumericsError` if the weight was written to since it was packed."""
-        if self.version != _version(self.weight_OI):
+        if not self.current:
             raise NumericsError(
                 message(
                     f"packed weight ({list(self.weight_OI.shape)})", "a packed copy must be that of its weight",

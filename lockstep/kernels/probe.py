@@ -17,7 +17,7 @@ from lockstep import numerics
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.activation import silu_mul
 from lockstep.kernels.attention import KEY_BLOCK, Packing, packed_attention, paged_attention, plan_tiles
-from lockstep.kernels.linear import linear, pack, way_of
+from lockstep.kernels.linear import Packed, linear, pack, way_of
 from lockstep.kernels.native.library import operators_for
 from lockstep.kernels.norm import rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
@@ -31,7 +31,8 @@ TOTAL = 96
 class Subject:
     """What one run computes with: its weights by name (one of each shape is enough) and the form of its attention."""
 
-    weights: Mapping[str, Tensor]  # "head": the weight of the logits' product
+    weights: Mapping[str, Tensor]
+    head: Packed  # of the logits' product
     heads: tuple[int, int, int]  # query heads, kv heads, head dim
     seed: int = 0
 
@@ -45,16 +46,18 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(subject.seed)
     findings: dict[str, str] = {}
-    for weight in {tuple(w.shape): w for w in subject.weights.values() if w.dim() == 2}.values():
+    products = {n: w for n, w in subject.weights.items() if w.dim() == 2 and n not in ("embedding", "head")}
+    for weight in {tuple(w.shape): w for w in products.values()}.values():
         x = torch.randn(TOTAL, weight.shape[1], generator=generator).to(weight)
         name = f"linear {list(weight.shape)} {_dtype(weight)}"
         _require(name, lambda rows, w=weight: linear(rows, w), x)
         packed = pack(weight)
         _require(f"packed {name}", lambda rows, w=weight, p=packed: linear(rows, p if len(rows) < TOTAL else w), x)
         findings[name] = str(way_of(weight.shape[0], weight.shape[1], weight.dtype, weight.device))
-    head, body = subject.weights["head"], subject.weights["embedding"]
+    findings |= _head(subject.head, generator)
+    body = subject.weights["embedding"]
     vocabulary, width = body.shape
-    dtype, device = body.dtype, head.device
+    dtype, device = body.dtype, body.device
     gain = torch.ones(width, dtype=dtype, device=device)
     head_dim = subject.heads[2]
     rowwise: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
@@ -70,6 +73,15 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
     findings["kernels"] = "use PyTorch" if operators_for(body) is None else "use C++"
     findings["seconds"] = f"{time.perf_counter() - started:.2f}"
     return findings
+
+
+def _head(head: Packed, generator: torch.Generator) -> dict[str, str]:
+    """The product that gives logits, as engine and trainer take it."""
+    weight = head.weight_OI
+    x = torch.randn(TOTAL, weight.shape[1], generator=generator).to(head.content)
+    name = f"head {list(weight.shape)} {_dtype(weight)}{', fp32 logits' * head.wide}"
+    _require(name, lambda rows: linear(rows, head), x)
+    return {name: str(way_of(weight.shape[0], weight.shape[1], weight.dtype, weight.device, head.wide))}
 
 
 def _require(name: str, kernel: Callable[[Tensor], Tensor], x: Tensor) -> None:

@@ -1,7 +1,8 @@
 """The one model definition of the Llama, Qwen2 and Qwen3 dense families, used by the engine and by the trainer.
 
-In: parameters (a plain mapping, internal names), token ids, positions, and the caller's attention. Out: hidden states,
-logits. The caller decides where keys live (paged cache or packed batch); everything else is common.
+In: parameters (a plain mapping, internal names; weights of products may be packed, see prepared.py), token ids,
+positions, and the caller's attention. Out: hidden states. The caller decides where keys live (paged cache or packed
+batch); everything else is common.
 
     ids -> embedding -> [ norm -> qkv -> rope -> attention -> output -> + -> norm -> gate_up -> silu*up -> down -> +]
                                                                                             -> norm
@@ -13,47 +14,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lockstep.kernels.activation import silu_mul
 from lockstep.kernels.embedding import embed
-from lockstep.kernels.linear import linear
+from lockstep.kernels.linear import Packed, linear
 from lockstep.kernels.norm import rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
 from lockstep.models.architecture import Architecture
 
 Parameters = Mapping[str, Tensor]
+Operands = Mapping[str, Tensor | Packed]
+"""Parameters, of which weights of products may be packed: same bits, less time."""
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_THD, k_TKD, v_TKD) -> rows [T, H, D]; keys are rotated already."""
 
 
 def hidden_states(
-    params: Parameters, arch: Architecture, ids_T: Tensor, positions_T: Tensor, attention: Attention
+    params: Operands, arch: Architecture, ids_T: Tensor, positions_T: Tensor, attention: Attention
 ) -> Tensor:
     """Hidden states after the final norm, [T, E] in the dtype of the parameters."""
-    x_TE = embed(params["embedding"], ids_T)
+    x_TE = embed(_plain(params, "embedding"), ids_T)
     cos, sin = rotation(frequencies(arch).to(ids_T.device), positions_T)
     for i in range(arch.num_layers):
-        normed = rms_norm(x_TE, params[f"layers.{i}.input_norm"], arch.norm_eps)
+        normed = rms_norm(x_TE, _plain(params, f"layers.{i}.input_norm"), arch.norm_eps)
         q, k, v = _project(params, arch, i, normed)
         seen = attention(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
         x_TE = x_TE + linear(seen.flatten(1), params[f"layers.{i}.output"])
-        normed = rms_norm(x_TE, params[f"layers.{i}.post_norm"], arch.norm_eps)
+        normed = rms_norm(x_TE, _plain(params, f"layers.{i}.post_norm"), arch.norm_eps)
         hidden = silu_mul(linear(normed, params[f"layers.{i}.gate_up"]))
         x_TE = x_TE + linear(hidden, params[f"layers.{i}.down"])
-    return rms_norm(x_TE, params["norm"], arch.norm_eps)
-
-
-def head_weight(params: Parameters, arch: Architecture, head_dtype: Literal["float32", "model"]) -> Tensor:
-    """The weight [V, E] of the logits' product: a copy in fp32, or the parameter itself.
-
-    The copy is derived state: whoever keeps it makes it anew with every change of the weights.
-    """
-    weight_VE = params["embedding" if arch.tied else "head"]
-    return weight_VE.float() if head_dtype == "float32" else weight_VE
+    return rms_norm(x_TE, _plain(params, "norm"), arch.norm_eps)
 
 
 def attention_scale(arch: Architecture) -> float:
@@ -78,11 +71,18 @@ def frequencies(arch: Architecture) -> Tensor:
     return torch.where((wavelength >= context / high) & (wavelength <= context / low), between, stretched)
 
 
-def _project(params: Parameters, arch: Architecture, i: int, x_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _plain(params: Operands, name: str) -> Tensor:
+    found = params[name]
+    assert isinstance(found, Tensor), f"{name} is not the weight of a product: it is never packed"
+    return found
+
+
+def _project(params: Operands, arch: Architecture, i: int, x_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     H, K, D = arch.num_heads, arch.num_kv_heads, arch.head_dim
-    joint = linear(x_TE, params[f"layers.{i}.qkv"], params.get(f"layers.{i}.qkv_bias")).view(-1, H + 2 * K, D)
+    bias = _plain(params, f"layers.{i}.qkv_bias") if f"layers.{i}.qkv_bias" in params else None
+    joint = linear(x_TE, params[f"layers.{i}.qkv"], bias).view(-1, H + 2 * K, D)
     q, k, v = torch.split(joint, [H, K, K], dim=1)
     if f"layers.{i}.q_norm" in params:
-        q = rms_norm(q, params[f"layers.{i}.q_norm"], arch.norm_eps)
-        k = rms_norm(k, params[f"layers.{i}.k_norm"], arch.norm_eps)
+        q = rms_norm(q, _plain(params, f"layers.{i}.q_norm"), arch.norm_eps)
+        k = rms_norm(k, _plain(params, f"layers.{i}.k_norm"), arch.norm_eps)
     return q, k, v

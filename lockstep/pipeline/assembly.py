@@ -21,7 +21,7 @@ from lockstep.kernels.probe import Subject, invariance_probe
 from lockstep.kernels.threads import num_cores
 from lockstep.models import Model
 from lockstep.models.checkpoint import read_parameters
-from lockstep.models.decoder import head_weight
+from lockstep.models.prepared import head_weight
 from lockstep.models.pull import Progress
 from lockstep.rewards import Rewarder, load_reward
 from lockstep.tasks import TaskSet, load_tasks
@@ -66,8 +66,9 @@ def assemble(config: RunConfig, progress: Progress | None = None) -> Parts:
     _require_room(config, model, tasks)
     params = read_parameters(model.path, model.arch, getattr(torch, config.engine.dtype), config.device)
     heads = (model.arch.num_heads, model.arch.num_kv_heads, model.arch.head_dim)
-    weights = {**params, "head": head_weight(params, model.arch, config.engine.head_dtype)}
-    invariance = invariance_probe(Subject(weights, heads))
+    head = head_weight(params, model.arch, config.engine.head_dtype)
+    invariance = invariance_probe(Subject(params, head, heads))
+    del head
     trainer = Trainer(model, params, config, config.device)
     start = trainer.snapshot()
     engine: Engine | RemoteEngine

@@ -1,6 +1,6 @@
 """One packed forward through the one model: hidden states of whole sequences, logprobs of their completions.
 
-In: parameters, packed sequences, targets. Out: logprobs (differentiable) and entropies of the targets.
+In: prepared parameters, packed sequences, targets. Out: logprobs (differentiable) and entropies of the targets.
 Model, attention arithmetic and head are the engine's; only the place where keys live differs.
 
 Letters: T packed tokens, H query heads, K kv heads, D head dim, E hidden size, N targets, V vocabulary.
@@ -22,6 +22,7 @@ from lockstep.kernels.attention import Packing, packed_attention
 from lockstep.kernels.head import Targets, target_logprobs
 from lockstep.models import decoder
 from lockstep.models.architecture import Architecture
+from lockstep.models.prepared import Prepared
 from lockstep.train.batch import Packed
 
 
@@ -33,16 +34,15 @@ class Forward:
     dtype: Literal["bfloat16", "float32"]
     head_dtype: Literal["float32", "model"]
 
-    def logprobs(self, params: Mapping[str, Tensor], packed: Packed, targets: Targets) -> tuple[Tensor, Tensor]:
+    def logprobs(self, weights: Prepared, packed: Packed, targets: Targets) -> tuple[Tensor, Tensor]:
         """Logprobs (differentiable) and entropies (not) of the targets, fp32 [N], in nats."""
         packing, scale = Packing.of_segments(packed.segments, packed.ids_T.device), decoder.attention_scale(self.arch)
 
         def attention(_layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
             return packed_attention(q_THD, k_TKD, v_TKD, packing, scale)
 
-        hidden_TE = decoder.hidden_states(params, self.arch, packed.ids_T, packed.positions_T, attention)
-        weight_VE = decoder.head_weight(params, self.arch, self.head_dtype)
-        return target_logprobs(hidden_TE[packed.rows_N], weight_VE, targets)
+        hidden_TE = decoder.hidden_states(weights.operands, self.arch, packed.ids_T, packed.positions_T, attention)
+        return target_logprobs(hidden_TE[packed.rows_N], weights.head, targets)
 
     def require_parameters(self, params: Mapping[str, Tensor]) -> None:
         """Raise `ModelError` unless names, shapes and dtypes are exactly those of the network."""

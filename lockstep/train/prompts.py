@@ -12,19 +12,19 @@ import torch
 
 from lockstep.core import Contract, Logprobs, Rollout
 from lockstep.kernels.head import Targets
-from lockstep.models.decoder import Parameters
+from lockstep.models.prepared import Prepared
 from lockstep.train.batch import pack, plan
 from lockstep.train.forward import Forward
 
 
 def score_prompts(
-    forward: Forward, params: Parameters, version: int, rollouts: Sequence[Rollout], max_tokens: int
+    forward: Forward, weights: Prepared, version: int, rollouts: Sequence[Rollout], max_tokens: int
 ) -> list[Logprobs]:
     """One `Logprobs` float32 [P - 1] a rollout, at weight `version`, in packings of at most `max_tokens` rows.
 
     A prompt is a sequence whose first token is given. Equal prompts are run once. Raises as `Forward.require_rollout`.
     """
-    device = next(iter(params.values())).device
+    device = weights.head.content.device
     wanted: dict[tuple[bytes, Contract], np.ndarray] = {}
     keys = []
     for rollout in rollouts:
@@ -41,6 +41,6 @@ def score_prompts(
             for chosen in plan(pairs, members, max_tokens):
                 packed = pack(pairs, chosen, device)
                 targets = Targets(packed.targets_N, contract.temperature)
-                values = forward.logprobs(params, packed, targets)[0].cpu().numpy()
+                values = forward.logprobs(weights, packed, targets)[0].cpu().numpy()
                 found |= {names[i]: piece for i, piece in zip(chosen, packed.split(values), strict=True)}
     return [Logprobs(found[key], key[1]) for key in keys]

@@ -117,7 +117,7 @@ def _draw(
         for owner, (_, token) in zip(owners, places, strict=True)
         for history in histories_of(owner, range(token, token + 1))
     ]
-    logits_NV = head_logits(decided.hidden_NE[at : at + len(places)], decided.head_VE)
+    logits_NV = head_logits(decided.hidden_NE[at : at + len(places)], decided.head)
     return sample(logits_NV, [owner.params for owner in owners], uniforms, histories)
 
 

@@ -26,7 +26,9 @@ from lockstep.core import Contract, Logprobs, Rollout
 from lockstep.errors import InputError, message
 from lockstep.kernels.attention import KEY_BLOCK, paged_attention, plan_tiles, slots, write_kv
 from lockstep.kernels.head import target_logprobs
-from lockstep.models.decoder import Parameters, attention_scale, head_weight, hidden_states
+from lockstep.kernels.linear import Packed
+from lockstep.models.decoder import Parameters, attention_scale, hidden_states
+from lockstep.models.prepared import Kept, Prepared
 from lockstep.train.batch import require_rollouts
 from lockstep.train.forward import Forward
 from lockstep.train.spans import Pass, passes
@@ -38,14 +40,14 @@ SCRATCH = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decided:
-    """Hidden rows [N, E] that decided tokens, at one version, with its head [V, E].
+    """Hidden rows [N, E] that decided tokens, at one version, with its head.
 
     `parts` says whose: (index of the rollout, which of its tokens), in the order of the rows.
     """
 
     version: int
     hidden_NE: Tensor
-    head_VE: Tensor
+    head: Packed
     parts: tuple[tuple[int, range], ...]
 
     def rows(self, chosen: Sequence[int]) -> Tensor:
@@ -92,6 +94,7 @@ class SpanScorer:
         self.forward = forward
         self.max_tokens = max_tokens
         self._versions = versions
+        self._prepared = Kept(forward.arch, forward.head_dtype)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Logprobs]:
         """One `Logprobs` a rollout, under the sampler's contract, weight versions included.
@@ -108,7 +111,7 @@ class SpanScorer:
                     targets = targets_of(owners, decided.hidden_NE.device, tokens)
                     assert targets.temperature == contract.temperature, "targets follow the contract"
                     rows_NE = decided.hidden_NE[decided.rows(members)]
-                    scored_N = target_logprobs(rows_NE, decided.head_VE, targets)[0].cpu().numpy()
+                    scored_N = target_logprobs(rows_NE, decided.head, targets)[0].cpu().numpy()
                     pieces = np.split(scored_N, np.cumsum([len(part) for part in tokens])[:-1])
                     for i, piece in zip(members, pieces, strict=True):
                         index, part = decided.parts[i]
@@ -148,15 +151,15 @@ class SpanScorer:
             scratch = None
             for number in versions:
                 params = self._versions[number]
-                head_VE = head_weight(params, self.forward.arch, self.forward.head_dtype)
+                weights = self._prepared.of(params)
                 if scratch is None:
                     scratch = self._scratch(group.num_blocks, params)
                 for pieces in _forwards(group.walks, number, self.max_tokens):
                     parts, rows = _deciding(pieces)
-                    hidden_TE = self._hidden(params, pieces, scratch)
+                    hidden_TE = self._hidden(weights, pieces, scratch)
                     if parts:
                         rows_N = torch.from_numpy(rows).to(hidden_TE.device)
-                        yield Decided(number, hidden_TE[rows_N], head_VE, parts)
+                        yield Decided(number, hidden_TE[rows_N], weights.head, parts)
 
     def _scratch(self, num_blocks: int, params: Parameters) -> Tensor:
         """Empty pages of all layers [layers, 2, blocks, K, KEY_BLOCK, D]. Zero: attention wants finite slots."""
@@ -164,7 +167,7 @@ class SpanScorer:
         shape = (arch.num_layers, 2, num_blocks, arch.num_kv_heads, KEY_BLOCK, arch.head_dim)
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
-    def _hidden(self, params: Parameters, pieces: Sequence[tuple[_Walk, int, int]], scratch: Tensor) -> Tensor:
+    def _hidden(self, weights: Prepared, pieces: Sequence[tuple[_Walk, int, int]], scratch: Tensor) -> Tensor:
         """Hidden rows [T, E] of the pieces (walk, start, end), laid end to end; their keys are in the pages then."""
         arch, device = self.forward.arch, scratch.device
         starts, counts = [start for _, start, _ in pieces], [end - start for _, start, end in pieces]
@@ -180,7 +183,7 @@ class SpanScorer:
             write_kv(values, v_TKD, slots_T)
             return paged_attention(q_THD, keys, values, tiles, scale)
 
-        return hidden_states(params, arch, ids_T, positions_T, attention)
+        return hidden_states(weights.operands, arch, ids_T, positions_T, attention)
 
 
 def _groups(rollouts: Sequence[Rollout], plans: Sequence[tuple[Pass, ...]], max_positions: int) -> Iterator[_Group]:

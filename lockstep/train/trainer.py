@@ -28,6 +28,7 @@ from lockstep.kernels.allocator import keep_freed_memory
 from lockstep.kernels.head import Targets
 from lockstep.models import Model
 from lockstep.models.checkpoint import digest
+from lockstep.models.prepared import Kept
 from lockstep.train import batch as batches
 from lockstep.train.batch import Batch, Microbatch
 from lockstep.train.corrections import require_sound
@@ -78,10 +79,11 @@ class Trainer:
         self.model, self.config, self.device = model, config, torch.device(device)
         self.forward = Forward(model.arch, config.engine.dtype, config.engine.head_dtype)
         self.forward.require_parameters(params)
-        names = model.arch.parameter_shapes()
-        self._leaves = {name: params[name].detach().to(self.device, copy=True) for name in names}
+        shapes = model.arch.parameter_shapes()
+        self._leaves = {name: params[name].detach().to(self.device, copy=True) for name in shapes}
         self.optimizer = Optimizer(self._leaves, config.optim)
         self.reference: dict[str, Tensor] | None = None  # what RL started from, kept if loss.beta > 0
+        self._prepared, self._prepared_reference = (Kept(model.arch, config.engine.head_dtype) for _ in range(2))
         self.version = WeightVersion(0, digest(self._leaves))
         self._pending: Proposal | None = None
         self._proposals = 0
@@ -95,7 +97,7 @@ class Trainer:
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the published weights, for others to keep."""
         self.require_whole()
-        return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+        return {name: leaf.clone() for name, leaf in self.params.items()}
 
     def probe(self) -> Probe:
         """What these weights say about a few tokens: whoever installs them can prove that it computes with them."""
@@ -103,7 +105,7 @@ class Trainer:
         ids = np.arange(1, 1 + PROBE_TOKENS, dtype=np.int64) % self.model.arch.vocab_size
         with torch.no_grad():
             packed = batches.pack([(ids[:1], ids[1:])], [0], self.device)
-            values = self.forward.logprobs(self._leaves, packed, Targets(packed.targets_N, 1.0))[0]
+            values = self.forward.logprobs(self._prepared.of(self._leaves), packed, Targets(packed.targets_N, 1.0))[0]
         return Probe(ids.astype(np.int32), values.cpu().numpy())
 
     @property
@@ -127,7 +129,7 @@ class Trainer:
                 for chosen in batches.plan(batches.sequences(rollouts), members, budget):
                     packed = batches.pack(batches.sequences(rollouts), chosen, self.device)
                     targets = targets_of([rollouts[i] for i in chosen], self.device)
-                    values = self.forward.logprobs(self._leaves, packed, targets)[0].cpu().numpy()
+                    values = self.forward.logprobs(self._prepared.of(self._leaves), packed, targets)[0].cpu().numpy()
                     pieces = zip(chosen, packed.split(values), strict=True)
                     scored |= {i: Logprobs(piece, mine) for i, piece in pieces}
         return [scored[i] for i in range(len(rollouts))]
@@ -136,7 +138,7 @@ class Trainer:
         """What `Rollout.prompt_logprobs` would be at the present version, one a rollout."""
         self.require_whole()
         budget = self.config.train.max_tokens_per_microbatch
-        return score_prompts(self.forward, self.params, self.version.number, rollouts, budget)
+        return score_prompts(self.forward, self._prepared.of(self._leaves), self.version.number, rollouts, budget)
 
     def propose(self, batch: Batch) -> Proposal:
         """Forward and backward of the whole batch; gradients are kept for `step`.
@@ -168,9 +170,8 @@ class Trainer:
         """
         self.require_whole()
         if self._pending is None or proposal is not self._pending:
-            self._refuse(
-                f"proposal ({proposal.id})", "it must be the one that waits", "another or none", "Propose again"
-            )
+            got, do = "another or none", "Propose again"
+            self._refuse(f"proposal ({proposal.id})", "it must be the one that waits", got, do)
         if not isinstance(decision, Decision) or decision.subject != proposal.id:
             got = getattr(decision, "subject", decision)
             self._refuse(
@@ -200,7 +201,8 @@ class Trainer:
         tokens, total = sum(len(answer) for _, answer in pairs), 0.0
         for chosen in batches.plan(pairs, range(len(pairs)), self.config.train.max_tokens_per_microbatch):
             packed = batches.pack(pairs, chosen, self.device)
-            logprobs_N, _ = self.forward.logprobs(self._leaves, packed, Targets(packed.targets_N, 1.0))
+            targets = Targets(packed.targets_N, 1.0)
+            logprobs_N, _ = self.forward.logprobs(self._prepared.of(self._leaves), packed, targets)
             loss = -logprobs_N.sum() / tokens
             total += _finite("supervised loss", loss)
             loss.backward()
@@ -223,12 +225,12 @@ class Trainer:
         started = self._clock()
         divergence_N = None
         with torch.set_grad_enabled(microbatch.has_signal or config.beta > 0):
-            logprobs_N, entropy_N = self.forward.logprobs(self._leaves, packed, targets)
+            logprobs_N, entropy_N = self.forward.logprobs(self._prepared.of(self._leaves), packed, targets)
             policy = policy_loss(microbatch, logprobs_N, self.config)
             loss = policy.loss
             if self.reference is not None and config.beta > 0:
                 with torch.no_grad():
-                    reference_N, _ = self.forward.logprobs(self.reference, packed, targets)
+                    reference_N, _ = self.forward.logprobs(self._prepared_reference.of(self.reference), packed, targets)
                 divergence_N = reference_kl(logprobs_N, reference_N)
                 loss = loss + config.beta * (microbatch.weights_N * divergence_N).sum()
         _finite("trainer logprobs", logprobs_N.sum())
@@ -271,9 +273,8 @@ class Trainer:
 
     def _lag(self, batch: Batch) -> np.ndarray:
         """Versions between sampling and now, per token. Raises `InputError` outside 0 to the bound."""
-        lag = self.version.number - np.concatenate([r.provenance.weight_version for r in batch.rollouts]).astype(
-            np.int64
-        )
+        drawn_at = np.concatenate([r.provenance.weight_version for r in batch.rollouts])
+        lag = self.version.number - drawn_at.astype(np.int64)
         bound = (self.config.pipeline.max_lag + 1) * self.config.train.num_minibatches - 1
         if lag.min() < 0 or lag.max() > bound:
             got, do = f"{lag.min()} to {lag.max()} behind {self.version}", "Sample again with the present weights"

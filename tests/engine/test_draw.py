@@ -19,7 +19,8 @@ from lockstep.errors import NumericsError
 from lockstep.kernels.attention import Packing, packed_attention
 from lockstep.kernels.head import Targets, head_logits, target_logprobs
 from lockstep.kernels.sampling import sample
-from lockstep.models.decoder import attention_scale, head_weight, hidden_states
+from lockstep.models.decoder import attention_scale, hidden_states
+from lockstep.models.prepared import head_weight
 
 FAMILIES, DTYPES = ("llama", "qwen2", "qwen3"), ("float32", "bfloat16")
 KINDS = (

@@ -11,6 +11,7 @@ from lockstep.core import WeightVersion
 from lockstep.engine import weights as module
 from lockstep.engine.weights import Weights
 from lockstep.errors import InputError, NumericsError
+from lockstep.kernels.linear import Packed, pack
 from lockstep.models.checkpoint import digest
 
 
@@ -29,9 +30,15 @@ def named(params, number=1):
     return WeightVersion(number, digest(params))
 
 
+def derived(prepared):
+    """The digest of everything that was made from the parameters."""
+    packed = {name: x.content for name, x in prepared.operands.items() if isinstance(x, Packed)}
+    return digest({**packed, "logits": prepared.head.content})
+
+
 def snapshot(weights):
     serving = weights.serving
-    return serving, serving.version, digest(serving.params), digest({"head": serving.head_VE})
+    return serving, serving.version, digest(serving.params), derived(serving.prepared)
 
 
 def test_a_good_update_moves_everything_at_once(held, llama):
@@ -40,7 +47,7 @@ def test_a_good_update_moves_everything_at_once(held, llama):
     held.replace(new, named(new))
     assert held.serving.version == named(new)
     assert digest(held.serving.params) == digest(new)
-    assert torch.equal(held.serving.head_VE, new["embedding"])
+    assert torch.equal(held.serving.prepared.head.content, new["embedding"])
     assert digest(before.params) == llama.version.digest, "the old generation is left as it was"
 
 
@@ -50,7 +57,7 @@ def test_the_copy_is_our_own(held, llama):
     for tensor in source.values():
         tensor.zero_()
     assert digest(held.serving.params) == llama.version.digest
-    assert float(held.serving.head_VE.abs().sum()) > 0
+    assert float(held.serving.prepared.head.content.abs().sum()) > 0
 
 
 def test_parameters_that_require_grad_are_taken_without_it(held, llama):
@@ -63,12 +70,49 @@ def test_an_fp32_head_over_bf16_weights_follows_them(network):
     weights = Weights(net.model.arch, torch.bfloat16, "float32", "cpu")
     for number, params in enumerate((net.params, moved(net.params, 0.5))):
         weights.replace(params, named(params, number))
-        assert weights.serving.head_VE.dtype is torch.float32
-        assert torch.equal(weights.serving.head_VE, params["head"].float())
+        head = weights.serving.prepared.head
+        assert head.wide
+        assert torch.equal(head.content, pack(params["head"], wide=True).content)
     narrow = Weights(net.model.arch, torch.bfloat16, "model", "cpu")
     narrow.replace(net.params, net.version)
-    assert torch.equal(narrow.serving.head_VE, net.params["head"])
-    assert weights.serving.num_bytes - narrow.serving.num_bytes == weights.serving.head_VE.nbytes
+    assert not narrow.serving.prepared.head.wide
+
+
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_are_those_of_parameters_and_of_what_is_made_from_them(network, dtype, kernels, monkeypatch):
+    """Where nothing is laid out anew there is nothing more to hold."""
+    monkeypatch.setenv("LOCKSTEP_KERNELS", kernels)
+    net = network("qwen2", dtype)
+    weights = Weights(net.model.arch, getattr(torch, dtype), "float32", "cpu")
+    weights.replace(net.params, net.version)
+    serving = weights.serving
+    plain = sum(tensor.nbytes for tensor in serving.params.values())
+    packed = [x for x in (*serving.prepared.operands.values(), serving.prepared.head) if isinstance(x, Packed)]
+    assert len(packed) == 4 * net.model.arch.num_layers + 1
+    copies = sum(x.content.nbytes for x in packed if x.content.data_ptr() != x.weight_OI.data_ptr())
+    assert serving.num_bytes == plain + copies
+    if dtype == "float32":
+        assert copies == 0
+    elif kernels == "reference":
+        assert copies == 2 * net.params["head"].nbytes
+
+
+def test_packed_copies_are_of_the_generation_that_they_serve(network):
+    """WGT10: an update has its own, whoever still uses the one before."""
+    net = network("llama", "bfloat16")
+    weights = Weights(net.model.arch, torch.bfloat16, "float32", "cpu")
+    weights.replace(net.params, net.version)
+    before, old = weights.serving, derived(weights.serving.prepared)
+    new = moved(net.params, 0.5)
+    weights.replace(new, named(new))
+    for name, operand in weights.serving.prepared.operands.items():
+        if isinstance(operand, Packed):
+            assert operand.weight_OI.data_ptr() == weights.serving.params[name].data_ptr()
+            assert torch.equal(operand.content, pack(new[name]).content)
+    assert derived(before.prepared) == old != derived(weights.serving.prepared)
+    assert before.prepared.current
+    assert weights.serving.prepared.current
 
 
 def without(params, name):
@@ -113,7 +157,7 @@ def test_one_bit_off_is_refused(held, llama):
     assert snapshot(held) == before
 
 
-@pytest.mark.parametrize("point", ["digest", "head_weight"])
+@pytest.mark.parametrize("point", ["digest", "prepare"])
 def test_a_failure_inside_leaves_the_old_generation(held, llama, monkeypatch, point):
     before = snapshot(held)
 

@@ -14,6 +14,7 @@ from lockstep.kernels.head import head_logits
 from lockstep.models import decoder
 from lockstep.models.architecture import Architecture, Llama3Scaling
 from lockstep.models.checkpoint import read_parameters
+from lockstep.models.prepared import head_weight
 from lockstep.models.tiny import build_random, small
 
 TOLERANCE = 2e-4
@@ -36,7 +37,7 @@ def _logits(params: dict[str, Tensor], arch: Architecture, sequences: list[Tenso
         hidden = decoder.hidden_states(
             params, arch, torch.cat(sequences), positions, lambda _, q, k, v: packed_attention(q, k, v, packing, scale)
         )
-        return head_logits(hidden, decoder.head_weight(params, arch, "float32"))
+        return head_logits(hidden, head_weight(params, arch, "float32"))
 
 
 def _random_ids(arch: Architecture, lengths: list[int]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from lockstep import numerics
-from lockstep.engine import draw, weights
-from lockstep.errors import GateRefused
+from lockstep.engine import draw, engine, weights
+from lockstep.errors import GateRefused, NumericsError
+from lockstep.kernels.linear import Packed
 from lockstep.kernels.sampling import Sampled, sample
+from lockstep.models.prepared import Prepared
 from lockstep.pipeline import Loop, Parts
 from lockstep.trace import RunDirectory
 
@@ -38,7 +41,9 @@ def test_one_bit_of_one_weight_of_the_engine(run_loop, tiny_config, name: str, t
 
         def after_warm_start() -> None:
             real()
-            weight = parts.engine.weights.serving.params[name].view(torch.int16).flatten()
+            operand = parts.engine.weights.serving.prepared.operands[name]
+            tensor = operand.content if isinstance(operand, Packed) else operand
+            weight = tensor.view(torch.int16).flatten().numpy()  # torch does not see it, so nobody is warned
             used = parts.model.tokenizer.encode(">")[0] if name == "embedding" else 0  # every prompt ends with it
             weight[used * parts.model.arch.hidden_size + 3] ^= 1 << 7
 
@@ -54,8 +59,8 @@ def test_raw_instead_of_processed_logprobs(
 ) -> None:
     """Tokens drawn at T = 0.7, logprobs reported at T = 1: the fault of the published migration."""
 
-    def raw(logits_NV: torch.Tensor, params: Any, uniforms: Any) -> Sampled:
-        drawn = sample(logits_NV, params, uniforms)
+    def raw(logits_NV: torch.Tensor, *rest: Any) -> Sampled:
+        drawn = sample(logits_NV, *rest)
         logprobs = numerics.log_softmax(logits_NV).gather(1, torch.from_numpy(drawn.token_ids)[:, None])
         return Sampled(drawn.token_ids, logprobs[:, 0].numpy(), drawn.supports)
 
@@ -64,22 +69,30 @@ def test_raw_instead_of_processed_logprobs(
     assert evidence["num_differing"] > 0.9 * evidence["num_tokens"]
 
 
-def test_a_stale_head_after_an_update(run_loop, tiny_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fp32 copy of a tied embedding survives a weight update (WGT04)."""
-    real, kept = weights.head_weight, []
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_stale_head_after_an_update(
+    run_loop, tiny_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
+) -> None:
+    """What was made from a tied embedding survives a weight update (WGT04): the probe sees it, and so does the gate."""
+    real, kept = weights.prepare, []
 
-    def stale(*arguments: Any) -> torch.Tensor:
+    def stale(*arguments: Any) -> Prepared:
         kept.append(real(*arguments))
-        return kept[0]
+        return replace(kept[-1], head=kept[0].head)
 
-    monkeypatch.setattr(weights, "head_weight", stale)
+    monkeypatch.setattr(weights, "prepare", stale)
+    if probed:
+        with pytest.raises(NumericsError, match="probe token 1 must have the publisher's logprob"):
+            run_loop(tmp_path / "run", tiny_config(sampling=SAMPLING, max_steps=1))
+        return
+    monkeypatch.setattr(engine, "require_probe", lambda *_: None)
     evidence = _refused(run_loop, tiny_config, tmp_path / "run")
     assert evidence["num_differing"] > 0
 
 
 def test_switched_off_the_gate_measures_and_says_so(run_loop, tiny_config, tmp_path: Path) -> None:
     def nudge(parts: Parts, running: Loop) -> None:
-        parts.engine.weights.serving.head_VE[7] += 0.5
+        parts.engine.weights.serving.prepared.head.content[0, 7] += 0.5
 
     config = tiny_config(sampling=SAMPLING, max_steps=1, parity={"gate": False}, warm_start={"steps": 0})
     summary, _ = run_loop(tmp_path / "run", config, edit=nudge)

@@ -11,6 +11,7 @@ import torch
 from lockstep.core import SamplingParams
 from lockstep.errors import ContractError, InputError, ModelError
 from lockstep.kernels.head import Targets
+from lockstep.models.prepared import prepare
 from lockstep.models.tiny import TINY, initial_parameters, small
 from lockstep.train.batch import pack, sequences
 from lockstep.train.forward import Forward
@@ -32,7 +33,7 @@ def test_a_token_has_the_same_bits_in_any_packing(make, dtype, head, family):
     def score(chosen):
         packed = pack(pairs, chosen)
         with torch.no_grad():
-            logprobs, entropy = forward.logprobs(params, packed, Targets(packed.targets_N, 1.0))
+            logprobs, entropy = forward.logprobs(prepare(params, arch, head), packed, Targets(packed.targets_N, 1.0))
         both = zip(packed.split(logprobs.numpy()), packed.split(entropy.numpy()), strict=True)
         return {i: (a.tobytes(), b.tobytes()) for i, (a, b) in zip(chosen, both, strict=True)}
 
@@ -47,8 +48,8 @@ def test_logprobs_are_those_of_a_distribution(make):
     pairs = sequences([make.rollout((5, 6, 7), (token,)) for token in range(TINY.vocab_size)])
     packed = pack(pairs, range(TINY.vocab_size))
     with torch.no_grad():
-        params = initial_parameters(TINY, 0)
-        logprobs, entropy = FORWARD.logprobs(params, packed, Targets(packed.targets_N, 0.7))
+        weights = prepare(initial_parameters(TINY, 0), TINY, "float32")
+        logprobs, entropy = FORWARD.logprobs(weights, packed, Targets(packed.targets_N, 0.7))
     assert float(logprobs.exp().sum()) == pytest.approx(1.0, abs=1e-5)
     assert float(entropy[0]) == pytest.approx(float(-(logprobs.exp() * logprobs).sum()), abs=1e-4)
 

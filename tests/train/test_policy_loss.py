@@ -10,6 +10,7 @@ import torch
 
 from lockstep.core import Decision
 from lockstep.errors import GateRefused, NumericsError
+from lockstep.models.prepared import prepare
 from lockstep.train import Batch, ledger
 from lockstep.train.corrections import CORRECTIONS, OF_TOKENS
 from lockstep.train.policy_loss import policy_loss
@@ -37,7 +38,8 @@ def by_autograd(trainer, batch, weights):
     """Gradients of -sum of weight * share * A * log p, written out here."""
     leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in trainer._leaves.items()}
     (micro,) = batch.microbatches(10**6)
-    logprobs_N, _ = trainer.forward.logprobs(leaves, micro.packed, micro.targets)
+    prepared = prepare(leaves, trainer.model.arch, "float32")
+    logprobs_N, _ = trainer.forward.logprobs(prepared, micro.packed, micro.targets)
     (-(weights * micro.weights_N * micro.advantages_N * logprobs_N).sum()).backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 

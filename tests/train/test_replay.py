@@ -25,7 +25,7 @@ from lockstep.errors import ContractError, InputError, ModelError
 from lockstep.kernels.attention import KEY_BLOCK
 from lockstep.models.architecture import Architecture
 from lockstep.models.checkpoint import digest
-from lockstep.models.decoder import head_weight
+from lockstep.models.prepared import prepare
 from lockstep.models.tiny import random_parameters, small
 from lockstep.train.forward import Forward
 from lockstep.train.replay import SpanScorer
@@ -71,7 +71,7 @@ def family():
             for number in VERSIONS:
                 params = {n: p.to(getattr(torch, dtype)) for n, p in random_parameters(arch, number).items()}
                 version = WeightVersion(number, digest(params))
-                generations[number] = Generation(params, head_weight(params, arch, head_dtype), version)
+                generations[number] = Generation(params, prepare(params, arch, head_dtype), version)
             made[key] = Family(arch, dtype, head_dtype, generations)
         return made[key]
 
