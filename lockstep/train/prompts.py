@@ -29,7 +29,8 @@ def score_prompts(
     keys = []
     for rollout in rollouts:
         forward.require_rollout(rollout)
-        contract = Contract.of_prompt(rollout.params, forward.head_dtype, (version,))
+        versions = (version,) if len(rollout.prompt_ids) > 1 else ()  # no weights gave what is not there
+        contract = Contract.of_prompt(rollout.params, forward.head_dtype, versions)
         keys.append((np.asarray(rollout.prompt_ids, np.int64).tobytes(), contract))
         wanted.setdefault(keys[-1], rollout.prompt_ids)
     names = [key for key, prompt in wanted.items() if len(prompt) > 1]

@@ -36,7 +36,8 @@ def test_a_prompt_is_scored_alone_as_in_company(make, found, budget, temperature
     for rollout, scored in zip(rollouts, together, strict=True):
         assert bits(score_prompts(FORWARD, WEIGHTS, 3, [rollout], 500)) == bits([scored])
         assert scored.values.shape == (len(rollout.prompt_ids) - 1,)
-        assert scored.contract == Contract.of_prompt(rollout.params, "float32", (3,))
+        versions = (3,) if len(rollout.prompt_ids) > 1 else ()
+        assert scored.contract == Contract.of_prompt(rollout.params, "float32", versions)
 
 
 def test_they_are_what_the_completion_would_have(make):
@@ -55,6 +56,13 @@ def test_neither_adjusted_nor_truncated(make):
     first, second = score_prompts(FORWARD, WEIGHTS, 0, [plain, changed], 500)
     assert bits([first]) == bits([second])
     first.contract.require(second.contract)
+
+
+def test_no_logprobs_are_those_of_no_weights(make):
+    """What an engine says of a prompt of one token."""
+    one, two = score_prompts(FORWARD, WEIGHTS, 3, [make.rollout((5,)), make.rollout((5, 6))], 500)
+    assert (len(one), one.contract.weight_versions) == (0, ())
+    assert (len(two), two.contract.weight_versions) == (1, (3,))
 
 
 def test_equal_prompts_are_run_once(make, monkeypatch):
