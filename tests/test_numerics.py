@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lockstep.numerics import k3, log_softmax, processed_logits, request_key, uniform
+from lockstep.numerics import k3, log_softmax, processed_logits, request_key, uniform, uniforms
 
 positions = st.integers(0, 2**32)
 seeds = st.integers(0, 2**64 - 1)
@@ -75,6 +75,24 @@ def test_range_and_precision(seed: int, request: str, sample: int, position: int
     assert 0.0 <= value < 1.0
     assert float(np.float32(value)) == value  # every device can hold it
     assert value == uniform(request_key(seed, request, sample), position)
+
+
+words = st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1])
+
+
+@given(st.lists(st.tuples(words, words, positions | st.just(2**32 - 1)), max_size=40))
+def test_many_uniforms_at_once_are_those_of_numpys_philox(rows: list[tuple[int, int, int]]):
+    keys = np.array([row[:2] for row in rows], np.uint64).reshape(-1, 2)
+    found = uniforms(keys, np.array([row[2] for row in rows], np.int64))
+    assert found.dtype == np.float64
+    assert found.tolist() == [uniform(key, row[2]) for key, row in zip(keys, rows, strict=True)]
+
+
+def test_a_hundred_thousand_uniforms_at_once():
+    keys = np.random.Generator(np.random.Philox(0)).integers(0, 2**64, (100_000, 2), np.uint64)
+    found = uniforms(keys, np.arange(len(keys)))
+    assert len(np.unique(found)) > 99_000
+    assert all(found[i] == uniform(keys[i], i) for i in range(0, len(keys), 97))
 
 
 def test_uniform():

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lockstep import numerics
 from lockstep.core import Path
 from lockstep.engine.request import Completion
 from lockstep.engine.scheduler import Step
+from lockstep.engine.uniforms import uniforms_of
 from lockstep.engine.weights import Generation
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.adjust import History
@@ -44,7 +44,7 @@ def draw(step: Step, hidden_SE: Tensor, generation: Generation) -> list[tuple[Co
         logits_NV = logits_NV[torch.from_numpy(place).to(device)]
     params = [completion.job.request.params for completion in completions]
     histories = [_history(completion) for completion in completions]
-    drawn = sample(logits_NV, params, [_uniform(completion) for completion in completions], histories)
+    drawn = sample(logits_NV, params, uniforms_of(completions), histories)
     _require_finite("logprob", drawn.logprobs, completions)
     number = generation.version.number
     tokens, logprobs = drawn.token_ids.tolist(), drawn.logprobs.tolist()
@@ -80,16 +80,6 @@ def _history(completion: Completion) -> History | None:
     if not params.adjusts:
         return None
     return History(params, completion.job.prompt, completion.tokens[completion.num_prompt : completion.length])
-
-
-def _uniform(completion: Completion) -> float:
-    """Keyed by what the token is, never by when or beside whom it is drawn."""
-    request = completion.job.request
-    if request.params.greedy:
-        return 0.0
-    if completion.key is None:
-        completion.key = numerics.request_key(request.params.seed, request.id, completion.index)
-    return numerics.uniform(completion.key, completion.length)
 
 
 def _require_finite(what: str, values: np.ndarray, completions: list[Completion]) -> None:

@@ -76,6 +76,8 @@ class Completion:
     index: int
     text: StopText | None = None  # only where text is needed before the end
     key: np.ndarray | None = None  # of its uniforms
+    uniforms: list[float] = field(default_factory=list)  # of the tokens from position `uniforms_from` on
+    uniforms_from: int = 0
     finish_reason: FinishReason | None = None
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] | None = field(default_factory=list)

@@ -108,10 +108,8 @@ def _draw(
 ) -> Sampled:
     """Draw from the hidden rows `at`.. of some (rollout, token)."""
     owners = [rollouts[index] for index, _ in places]
-    uniforms = [
-        0.0 if owner.params.greedy else numerics.uniform(keys[index], len(owner.prompt_ids) + token)
-        for owner, (index, token) in zip(owners, places, strict=True)
-    ]
+    positions = np.array([len(owner.prompt_ids) + token for owner, (_, token) in zip(owners, places, strict=True)])
+    uniforms = numerics.uniforms(np.stack([keys[index] for index, _ in places]), positions).tolist()
     histories = [
         history
         for owner, (_, token) in zip(owners, places, strict=True)
