@@ -19,6 +19,7 @@ from typing import Any
 from lockstep.config import RunConfig, to_toml
 
 SCHEMA = 1
+PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("lockstep-rl", "torch", "numpy", "tokenizers", "safetensors", "pyarrow", "transformers")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve", "i8mm")
 """Instruction sets that decide which matrix-product kernel runs, and so the bits."""
@@ -47,7 +48,17 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    found["code"] = code_digest()
     return found
+
+
+def code_digest(package: Path = PACKAGE) -> str:
+    """The first half of the SHA-256 of the package's sources: equal versions may still be other code, other bits."""
+    files = sorted(file for pattern in ("*.py", "*.cpp", "*.h") for file in package.rglob(pattern))
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(package).as_posix()}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:32]
 
 
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:

@@ -62,3 +62,17 @@ def test_it_names_neither_user_nor_host() -> None:
 def test_tracing_imports_no_torch() -> None:
     program = "import sys, lockstep.trace; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_code_is_named_by_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "a.py").write_text("x = 1")
+    before = manifest.code_digest(tmp_path)
+    assert manifest.code_digest(tmp_path) == before
+    (tmp_path / "notes.txt").write_text("no code")
+    assert manifest.code_digest(tmp_path) == before
+    (tmp_path / "part" / "a.py").rename(tmp_path / "a.py")
+    moved = manifest.code_digest(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2")
+    assert len({before, moved, manifest.code_digest(tmp_path), manifest.code_digest()}) == 4
+    assert manifest.versions()["code"] == manifest.code_digest()
