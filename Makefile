@@ -6,7 +6,7 @@ READY := .venv/.ready
 ARGS ?= --fresh # an earlier run is moved aside; `make train ARGS=--resume` goes on with it
 
 .DEFAULT_GOAL := help
-.PHONY: help train tiny test test-slow check format docs clean
+.PHONY: help train tiny test test-slow check prove format docs clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,13 @@ test: check ## check, then the fast tests
 
 test-slow: $(READY) ## whole runs: killed and resumed, both recipes
 	$(BIN)/python -m pytest -q -m slow
+
+prove: $(READY) ## the long proofs: schedules, wrong bits, kills, a million tokens (about an hour on two cores)
+	$(BIN)/lockstep prove schedules 10000
+	$(BIN)/lockstep prove flips 10000
+	$(BIN)/lockstep prove kills 50
+	$(BIN)/lockstep prove kills 50 --executor processes
+	$(BIN)/lockstep prove tokens 1000000
 
 format: $(READY) ## rewrite in house format
 	$(BIN)/ruff check --fix-only .
