@@ -32,7 +32,10 @@ def processed_logits(logits_NV: Tensor, temperature_N: Tensor, keep_NV: Tensor |
 
 
 def log_softmax(processed_NV: Tensor) -> Tensor:
-    """Logprobs fp32 [N, V]. torch's kernel walks each row alone, whatever N and the number of threads."""
+    """Logprobs fp32 [N, V], the reference. torch's kernel walks each row alone, whatever N and the number of threads.
+
+    Engine and trainer ask kernels/distribution.py, which decides for both whether this or the C++ row function runs.
+    """
     assert processed_NV.dtype is torch.float32, f"logprobs are fp32, got {processed_NV.dtype}"
     return torch.log_softmax(processed_NV, dim=-1)
 

@@ -2,7 +2,7 @@
 
 In: hidden rows, head weight, target ids, temperature, recorded support, histories of rows whose logits are adjusted.
 Out: logprobs (differentiable) and entropies. The logits are those of the engine (`head_logits`), adjusted by the
-sampler's adjust.py, and the logprob is `numerics.log_softmax`: same bits as the sampler's.
+sampler's adjust.py, and the logprob is that of distribution.py: same bits as the sampler's.
 
 Letters: N rows, E hidden size, V vocabulary.
 """
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lockstep import numerics
 from lockstep.core import Support
 from lockstep.kernels.adjust import Adjustment, History, Slopes
+from lockstep.kernels.distribution import Chosen, score, slopes
 from lockstep.kernels.linear import Packed, linear
 
 CHUNK = 128
@@ -44,16 +44,14 @@ class Targets:
     support: Support | None = None
     histories: Sequence[History | None] = ()
 
-    def keep(self, rows: slice, vocabulary: int) -> Tensor | None:
-        """Boolean [n, V] of the recorded support of some rows."""
+    def chosen(self, rows: slice) -> Chosen:
+        """Some rows of it, as distribution.py takes them."""
         if self.support is None:
-            return None
+            return Chosen(self.ids_N[rows], self.temperature)
         offsets = self.support.offsets[rows.start : rows.stop + 1]
-        keep = torch.zeros(rows.stop - rows.start, vocabulary, dtype=torch.bool)
-        owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        kept = self.support.ids[offsets[0] : offsets[-1]].astype(np.int64)
-        keep[torch.from_numpy(owner), torch.from_numpy(kept)] = True
-        return keep.to(self.ids_N.device)
+        kept = self.support.ids[offsets[0] : offsets[-1]].astype(np.int32)
+        both = torch.from_numpy(kept), torch.from_numpy((offsets - offsets[0]).astype(np.int64))
+        return Chosen(self.ids_N[rows], self.temperature, both)
 
 
 def target_logprobs(hidden_NE: Tensor, weight_VE: Tensor | Packed, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -66,35 +64,28 @@ def _chunks(rows: int) -> Iterator[slice]:
     return (slice(at, min(at + CHUNK, rows)) for at in range(0, rows, CHUNK))
 
 
-def _logprobs(
+def _logits(
     hidden_NE: Tensor, weight_VE: Tensor | Packed, targets: Targets, rows: slice
 ) -> tuple[Tensor, Slopes | None]:
-    """Logprobs [n, V] of some rows, and the slopes of their adjustments (None: there are none)."""
+    """Adjusted logits [n, V] of some rows, and the slopes of their adjustments (None: there are none)."""
     logits = head_logits(hidden_NE[rows], weight_VE)
-    adjustment, slopes = Adjustment.of(targets.histories[rows], logits.shape[1], logits.device), None
-    if adjustment is not None:
-        logits, slopes = adjustment.apply(logits)
-    temperature = torch.full((logits.shape[0],), targets.temperature, device=logits.device)
-    keep = targets.keep(rows, logits.shape[1])
-    return numerics.log_softmax(numerics.processed_logits(logits, temperature, keep)), slopes
+    adjustment = Adjustment.of(targets.histories[rows], logits.shape[1], logits.device)
+    return (logits, None) if adjustment is None else adjustment.apply(logits)
 
 
 class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         hidden_NE, leaf_VE, weight_VE, targets = inputs
-        chosen, entropy = [], []
-        for rows in _chunks(hidden_NE.shape[0]):
-            logprobs, slopes = _logprobs(hidden_NE, weight_VE, targets, rows)
-            chosen.append(logprobs.gather(1, targets.ids_N[rows, None])[:, 0])
-            masked = targets.support is not None or slopes is not None
-            finite = logprobs.clamp_min(torch.finfo(torch.float32).min) if masked else logprobs
-            entropy.append(-(logprobs.exp() * finite).sum(-1))
-        ctx.save_for_backward(hidden_NE, leaf_VE)
+        scored = [
+            score(_logits(hidden_NE, weight_VE, targets, rows)[0], targets.chosen(rows))
+            for rows in _chunks(hidden_NE.shape[0])
+        ]
+        ctx.save_for_backward(hidden_NE, leaf_VE, torch.cat([one.passed for one in scored]))
         ctx.targets, ctx.packed = targets, weight_VE if isinstance(weight_VE, Packed) else None
-        entropy_N = torch.cat(entropy)
+        entropy_N = torch.cat([one.entropy_N for one in scored])
         ctx.mark_non_differentiable(entropy_N)
-        return torch.cat(chosen), entropy_N
+        return torch.cat([one.logprobs_N for one in scored]), entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -102,7 +93,7 @@ class _TargetLogprobs(torch.autograd.Function):
 
         Products in the model's dtype.
         """
-        hidden_NE, leaf_VE = ctx.saved_tensors
+        hidden_NE, leaf_VE, passed = ctx.saved_tensors
         targets: Targets = ctx.targets
         weight_VE: Tensor | Packed = leaf_VE if ctx.packed is None else ctx.packed
         dtype = hidden_NE.dtype
@@ -110,12 +101,12 @@ class _TargetLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_NE)
         grad_weight = torch.zeros_like(leaf_VE, dtype=torch.float32)
         for rows in _chunks(hidden_NE.shape[0]):
-            logprobs, slopes = _logprobs(hidden_NE, weight_VE, targets, rows)
-            slope = logprobs.exp_().neg_()
-            slope[torch.arange(slope.shape[0], device=slope.device), targets.ids_N[rows]] += 1.0
-            if slopes is not None:
-                slopes.pull_back(slope)
-            slope = slope.mul_(grads[0][rows, None] / targets.temperature).to(dtype)
+            logits, bends = _logits(hidden_NE, weight_VE, targets, rows)
+            wanted = dtype if bends is None else torch.float32
+            slope = slopes(logits, targets.chosen(rows), passed[rows], grads[0][rows], wanted)
+            if bends is not None:
+                bends.pull_back(slope)
+                slope = slope.to(dtype)
             grad_hidden[rows] = slope @ narrow_VE
             grad_weight += slope.T @ hidden_NE[rows]
         return grad_hidden, grad_weight.to(leaf_VE.dtype), None, None

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lockstep import numerics
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.activation import silu_mul
 from lockstep.kernels.attention import KEY_BLOCK, Packing, packed_attention, paged_attention, plan_tiles
+from lockstep.kernels.distribution import Chosen, score
 from lockstep.kernels.linear import Packed, linear, pack, way_of
 from lockstep.kernels.native.library import operators_for
 from lockstep.kernels.norm import rms_norm
@@ -64,7 +64,7 @@ def invariance_probe(subject: Subject) -> dict[str, str]:
         f"rms_norm [{width}]": (lambda rows: rms_norm(rows.to(dtype), gain, 1e-5), width),
         f"rotate [{head_dim}]": (lambda rows: _rotated(rows.to(dtype), head_dim), 3 * head_dim),
         f"silu_mul [{width}]": (lambda rows: silu_mul(rows.to(dtype)), 2 * width),
-        f"log_softmax [{vocabulary}]": (numerics.log_softmax, vocabulary),
+        f"logprob [{vocabulary}]": (_logprobs, vocabulary),
     }
     for name, (kernel, columns) in rowwise.items():
         _require(name, kernel, torch.randn(TOTAL, columns, generator=generator).to(device))
@@ -142,6 +142,12 @@ def _disagreement(subject: Subject, got: str) -> NumericsError:
             do="Set engine.dtype to the other of bfloat16 and float32, and report this machine",
         )
     )
+
+
+def _logprobs(rows: Tensor) -> Tensor:
+    """Logprob of one token and entropy, [N, 2]."""
+    scored = score(rows, Chosen(torch.zeros(len(rows), dtype=torch.int64, device=rows.device), 0.7))
+    return torch.stack((scored.logprobs_N, scored.entropy_N), 1)
 
 
 def _rotated(rows: Tensor, head_dim: int) -> Tensor:

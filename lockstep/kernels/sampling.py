@@ -2,7 +2,7 @@
 
 In: logits fp32 [N, V], parameters and a uniform per row. Out: token ids with the logprob their contract promises.
 The order of the filters is vLLM's: temperature, then min-p, then top-k, then top-p over what is left. Before them all,
-adjust.py changes the logits of those rows that ask for it.
+adjust.py changes the logits of those rows that ask for it. On CPUs native/sampler.cpp does it, a row at a time.
 
 Letters: N rows, V vocabulary, M rows that truncate.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from lockstep import numerics
 from lockstep.core import SamplingParams
 from lockstep.kernels.adjust import History, adjusted
+from lockstep.kernels.distribution import operators_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +42,27 @@ def sample(
     A row that adjusts needs its history; `histories` may be empty if none does. Raises `NumericsError` if bad words
     leave no token.
     """
-    device = logits_NV.device
     histories = histories or (None,) * len(params)
     without = [i for i, (p, history) in enumerate(zip(params, histories, strict=True)) if p.adjusts and history is None]
     assert not without, f"row {without[0]} adjusts its logits: it needs a history"
     logits_NV = adjusted(logits_NV, histories)
+    operators = operators_of(logits_NV)
+    if operators is None:
+        return _reference(logits_NV, params, uniforms)
+    columns = (
+        (p.temperature or 1.0, u, p.greedy, p.truncates, p.top_k, p.top_p, p.min_p)
+        for p, u in zip(params, uniforms, strict=True)
+    )
+    settings = torch.tensor(list(columns), dtype=torch.float64)
+    ids, logprobs, kept, offsets = (found.numpy() for found in operators.draw(logits_NV, settings))
+    pieces = np.split(kept, offsets[1:-1])
+    supports = tuple(piece if p.truncates else None for p, piece in zip(params, pieces, strict=True))
+    return Sampled(ids, logprobs, supports)
+
+
+def _reference(logits_NV: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Sampled:
+    """The same with PyTorch's operators: other late bits, on both sides alike."""
+    device = logits_NV.device
     temperature = torch.tensor([p.temperature or 1.0 for p in params], dtype=torch.float32, device=device)
     keep, supports = _truncate(logits_NV, temperature, params)
     logprobs = numerics.log_softmax(numerics.processed_logits(logits_NV, temperature, keep))
@@ -94,4 +111,5 @@ def _kept(scaled_MV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     limit = torch.tensor([[p.top_p] for p in params], dtype=torch.float32, device=device)
     inside = torch.isfinite(ordered) & ((before < limit) | (limit >= 1.0))
     inside[:, 0] = True
-    return torch.zeros(M, V, dtype=torch.bool, device=device).scatter_(1, order, inside)
+    broken = torch.isnan(probabilities).any(-1, keepdim=True)  # such a row keeps all, so that its logprob tells
+    return torch.zeros(M, V, dtype=torch.bool, device=device).scatter_(1, order, inside) | broken

@@ -21,7 +21,7 @@ def _subject(dtype: torch.dtype) -> Subject:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_every_kernel_is_found_invariant(dtype: torch.dtype) -> None:
     findings = invariance_probe(_subject(dtype))
-    rowwise = {"linear", "head", "rms_norm", "rotate", "silu_mul", "log_softmax"}
+    rowwise = {"linear", "head", "rms_norm", "rotate", "silu_mul", "logprob"}
     assert {k.split()[0] for k in findings} == rowwise | {"attention", "kernels", "seconds"}
     assert all("use" in found or "rows" in found for name, found in findings.items() if name != "seconds")
 
