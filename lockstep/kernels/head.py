@@ -25,6 +25,10 @@ from lockstep.kernels.linear import Packed, linear
 CHUNK = 128
 """Rows worked on at once: 25 MB of fp32 logits at a vocabulary of 49,152. A multiple of the blocks of `linear`."""
 
+SLOPE_BYTES = 96 << 20
+"""What the backward keeps of slopes, in the model's dtype, for one product with the hidden rows: 1,024 rows in bf16 at
+a vocabulary of 49,152. A product for each chunk would read and write all of the weight's gradient each time."""
+
 
 def head_logits(hidden_NE: Tensor, weight_VE: Tensor | Packed) -> Tensor:
     """Logits fp32 [N, V], the product taken in the dtype of `weight`; of a wide packed one, its fp32 sums."""
@@ -64,6 +68,12 @@ def _chunks(rows: int) -> Iterator[slice]:
     return (slice(at, min(at + CHUNK, rows)) for at in range(0, rows, CHUNK))
 
 
+def _groups(rows: int, row_bytes: int) -> Iterator[slice]:
+    """Rows whose slopes are kept together, whole chunks."""
+    size = max(SLOPE_BYTES // (row_bytes * CHUNK), 1) * CHUNK
+    return (slice(at, min(at + size, rows)) for at in range(0, rows, size))
+
+
 def _logits(
     hidden_NE: Tensor, weight_VE: Tensor | Packed, targets: Targets, rows: slice
 ) -> tuple[Tensor, Slopes | None]:
@@ -98,15 +108,18 @@ class _TargetLogprobs(torch.autograd.Function):
         weight_VE: Tensor | Packed = leaf_VE if ctx.packed is None else ctx.packed
         dtype = hidden_NE.dtype
         narrow_VE = leaf_VE.to(dtype)
-        grad_hidden = torch.empty_like(hidden_NE)
-        grad_weight = torch.zeros_like(leaf_VE, dtype=torch.float32)
-        for rows in _chunks(hidden_NE.shape[0]):
-            logits, bends = _logits(hidden_NE, weight_VE, targets, rows)
-            wanted = dtype if bends is None else torch.float32
-            slope = slopes(logits, targets.chosen(rows), passed[rows], grads[0][rows], wanted)
-            if bends is not None:
-                bends.pull_back(slope)
-                slope = slope.to(dtype)
-            grad_hidden[rows] = slope @ narrow_VE
-            grad_weight += slope.T @ hidden_NE[rows]
-        return grad_hidden, grad_weight.to(leaf_VE.dtype), None, None
+        grad_hidden, grad_weight = torch.empty_like(hidden_NE), None
+        for group in _groups(len(hidden_NE), leaf_VE.shape[0] * dtype.itemsize):
+            slope_GV = hidden_NE.new_empty(group.stop - group.start, leaf_VE.shape[0])
+            for part in _chunks(len(slope_GV)):
+                rows = slice(group.start + part.start, group.start + part.stop)
+                logits, bends = _logits(hidden_NE, weight_VE, targets, rows)
+                wanted = dtype if bends is None else torch.float32
+                slope = slopes(logits, targets.chosen(rows), passed[rows], grads[0][rows], wanted)
+                if bends is not None:
+                    bends.pull_back(slope)
+                slope_GV[part] = slope
+            grad_hidden[group] = slope_GV @ narrow_VE
+            found = slope_GV.T @ hidden_NE[group]
+            grad_weight = found if grad_weight is None else grad_weight.float().add_(found)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(leaf_VE.dtype), None, None

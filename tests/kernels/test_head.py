@@ -62,11 +62,12 @@ def _adjusted64(row: Tensor, history: History | None) -> Tensor:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("adjusts", [False, True])
 @pytest.mark.parametrize("truncated", [False, True])
-@pytest.mark.parametrize("chunk", [8, 256])
+@pytest.mark.parametrize(("chunk", "kept"), [(8, 0), (8, 16 * 50 * 4), (8, 1 << 20), (256, 0)])
 def test_value_entropy_and_gradients_match_float64(
-    temperature: float, adjusts: bool, truncated: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    temperature: float, adjusts: bool, truncated: bool, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CHUNK", chunk)
+    monkeypatch.setattr(head, "SLOPE_BYTES", kept)
     hidden, weight, ids = _case(21)
     support, mask = _kept(21, ids) if truncated else (None, torch.ones(21, 50, dtype=torch.bool))
     histories = _histories(21, ids)[0] if adjusts else [None] * 21
@@ -93,6 +94,15 @@ def test_chunking_and_neighbours_move_no_bit(monkeypatch: pytest.MonkeyPatch) ->
     part, _ = target_logprobs(hidden[13:18], weight, Targets(ids[13:18], 0.7))
     assert torch.equal(whole, chunked)
     assert torch.equal(whole[13:18], part)
+
+
+def test_slopes_are_kept_in_whole_chunks_within_their_bytes() -> None:
+    for rows in (0, 1, head.CHUNK, 5 * head.CHUNK + 1):
+        for size in (1, 3):
+            found = list(head._groups(rows, head.SLOPE_BYTES // (size * head.CHUNK)))
+            assert [place for group in found for place in range(group.start, group.stop)] == list(range(rows))
+            assert all(group.stop - group.start == size * head.CHUNK for group in found[:-1])
+    assert list(head._groups(3, 1 << 40)) == [slice(0, 3)]
 
 
 def test_rows_that_do_not_adjust_keep_their_bits_beside_rows_that_do() -> None:
