@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lockstep.kernels.native.library import operators_for
+from lockstep.kernels.record import recorded
 
 
 def silu_mul(gate_up_T2I: Tensor) -> Tensor:
     """`silu(gate) * up` with gate the first half of the columns; dtype of the input."""
-    return _SiluMul.apply(gate_up_T2I)
+    return recorded(_SiluMul, gate_up_T2I)
 
 
 def _halves(gate_up_T2I: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.native.library import operators_for
+from lockstep.kernels.record import recorded
 from lockstep.kernels.threads import thread_counts, using_threads
 
 ALIGNMENT = 8
@@ -89,11 +90,11 @@ def linear(x_NI: Tensor, weight: Tensor | Packed, bias_O: Tensor | None = None) 
     Raises `NumericsError` where no way keeps rows invariant, or a packed weight is out of date.
     """
     if not isinstance(weight, Packed):
-        return _Linear.apply(x_NI, weight, bias_O, weight.detach())
+        return recorded(_Linear, x_NI, weight, bias_O, weight.detach())
     weight.require_current()
     if weight.wide:
         return _wide(x_NI, weight, bias_O)
-    return _Linear.apply(x_NI, weight.weight_OI, bias_O, weight.content)
+    return recorded(_Linear, x_NI, weight.weight_OI, bias_O, weight.content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from lockstep.kernels.native.library import operators_for
+from lockstep.kernels.record import recorded
 
 
 def rms_norm(x: Tensor, gain_E: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * gain`, any leading dimensions, dtype of `x`."""
-    return _RmsNorm.apply(x, gain_E, eps)
+    return recorded(_RmsNorm, x, gain_E, eps)
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lockstep.kernels.native.library import operators_for
+from lockstep.kernels.record import recorded
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
@@ -31,7 +32,7 @@ def rotation(inverse_frequencies: Tensor, positions_T: Tensor) -> tuple[Tensor, 
 
 def rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each head of each token by its position; result contiguous, dtype of `x`."""
-    return _Rotate.apply(x_THD, cos, sin)
+    return recorded(_Rotate, x_THD, cos, sin)
 
 
 def _turn(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
