@@ -54,7 +54,7 @@ def schedules(count: int = 10_000, *, workers: int = 0, seed: int = 0, json: boo
 @prove.command
 def tokens(
     count: int = 1_000_000, *, model: str = "smollm2", dtype: Literal["bfloat16", "float32"] = "bfloat16",
-    seed: int = 0, json: bool = False,
+    workers: int = 0, seed: int = 0, json: bool = False,
 ) -> int:  # fmt: skip
     """Draw COUNT tokens with MODEL and score each again in the trainer's packed forward.
 
@@ -66,6 +66,8 @@ def tokens(
         A name from `lockstep models list`, or an HF directory.
     dtype
         Of weights, keys and activations.
+    workers
+        Processes of one thread, each with the model and its weights twice; 0: one a core.
     seed
         Decides prompts and draws.
     json
@@ -75,7 +77,7 @@ def tokens(
 
     found, started = proof.Compared(), time.perf_counter()
     with _Bar("tokens", count, silent=json) as advance:
-        for found in proof.tokens(model, count, dtype, seed):
+        for found in proof.tokens(model, count, dtype, workers=workers or len(os.sched_getaffinity(0)), seed=seed):
             advance(found.tokens)
     words = (
         f"{found.tokens:,} tokens of {found.sequences:,} sequences compared, {found.differing} differing; "

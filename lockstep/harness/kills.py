@@ -75,8 +75,8 @@ def kills(count: int, executor: str, directory: Path, seed: int = 0) -> Iterator
     run = directory / "run_0"
     while found.kills < count and not found.wrong:
         process = _start(recipe, run)
-        time.sleep(draws.number(0.5, 9.0))
-        victim = _engine_of(process.pid) if executor == "processes" and draws.chance(0.5) else None
+        victim = _engine_of(process) if executor == "processes" and draws.chance(0.5) else None
+        time.sleep(draws.number(0.0, 5.0) if victim else draws.number(0.5, 9.0))
         if process.poll() is None:
             _kill(victim or process.pid)
             found = replace(found, kills=found.kills + 1, engine_kills=found.engine_kills + (victim is not None))
@@ -105,13 +105,15 @@ def _kill(pid: int) -> None:
         return  # it has just ended by itself
 
 
-def _engine_of(pid: int) -> int | None:
-    """The process of the engine: the child of the trainer that was spawned last."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except OSError:
-        return None
-    return int(children[-1]) if children else None
+def _engine_of(trainer: subprocess.Popen[bytes]) -> int | None:
+    """The process of the engine, as soon as the trainer has one: the child that was spawned last."""
+    file = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children")
+    while trainer.poll() is None:
+        children = file.read_text(encoding="ascii").split()
+        if len(children) > 1:  # the other one watches over shared resources
+            return int(children[-1])
+        time.sleep(0.05)
+    return None
 
 
 def _judge(run: Path, expected: str) -> str:

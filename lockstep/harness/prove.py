@@ -8,8 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,40 +61,73 @@ class Compared:
     preemptions: int = 0
     wrong: str = ""
 
+    def __add__(self, other: Compared) -> Compared:
+        counts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "wrong"}
+        return Compared(**counts, wrong=self.wrong or other.wrong)
 
-def tokens(name: str, count: int, dtype: str, seed: int = 0) -> Iterator[Compared]:
+
+def tokens(name: str, count: int, dtype: str, *, workers: int = 1, seed: int = 0) -> Iterator[Compared]:
     """Draw at least `count` tokens with a model and score each in the trainer's packed forward; yields running sums.
 
-    Prompts of 1 to 200 tokens share beginnings; temperatures, truncation and lengths vary; the cache is too small for
-    all, so that completions lose their pages and run again.
+    Prompts of 1 to 200 tokens share beginnings; temperatures, truncation and lengths vary. Each of `workers` processes
+    has an engine and a trainer of its own, on one thread.
     """
+    context, found = multiprocessing.get_context("spawn"), Compared()
+    start = (name, dtype, seed)
+    with ProcessPoolExecutor(workers, context, initializer=_take_model, initargs=start) as pool:
+        running = {pool.submit(_compare_batch, batch) for batch in range(workers)}
+        batches = workers
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for finished in done:
+                found += finished.result()
+                yield found
+                if found.tokens < count and not found.wrong:
+                    running.add(pool.submit(_compare_batch, batches))
+                    batches += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """What one worker compares with."""
+
+    engine: Engine
+    trainer: Trainer
+    seed: int
+
+
+_pair: list[_Pair] = []  # of this worker's process, which exists for nothing else
+
+
+def _take_model(name: str, dtype: str, seed: int) -> None:
+    torch.set_num_threads(1)
     config = parse({"model": name, "engine": {"dtype": dtype, "kv_cache_gb": 0.35, "max_sequences": 128}})
     model = models.load(name)
     params = read_parameters(model.path, model.arch, getattr(torch, dtype))
-    trainer = Trainer(model, params, config)
     engine = Engine(model, params, WeightVersion(0, digest(params)), config.engine, share=True)
-    found, draw, batch = Compared(), Draws(seed, "tokens"), 0
-    while found.tokens < count and not found.wrong:
-        batch += 1
-        rollouts = engine.sample(_requests(model, draw, batch))
-        result = compare(rollouts, trainer.score(rollouts))
-        counters = engine.counters()
-        found = Compared(
-            found.tokens + result.num_tokens,
-            found.differing + result.num_differing,
-            found.sequences + len(rollouts),
-            counters.prefix_tokens,
-            counters.preemptions,
-            "" if result.status == "equal" else str(result),
-        )
-        yield found
+    _pair.append(_Pair(engine, Trainer(model, params, config), seed))
+
+
+def _compare_batch(batch: int) -> Compared:
+    pair = _pair[0]
+    before = pair.engine.counters()
+    rollouts = pair.engine.sample(_requests(pair.engine.model, Draws(pair.seed, f"tokens/{batch}"), batch))
+    result, counters = compare(rollouts, pair.trainer.score(rollouts)), pair.engine.counters()
+    return Compared(
+        result.num_tokens,
+        result.num_differing,
+        len(rollouts),
+        counters.prefix_tokens - before.prefix_tokens,
+        counters.preemptions - before.preemptions,
+        "" if result.status == "equal" else str(result),
+    )
 
 
 def _requests(model: Model, draw: Draws, batch: int) -> list[Request]:
     vocabulary = model.arch.vocab_size
     beginnings = [draw.integers(draw.integer(1, 150), vocabulary) for _ in range(6)]
     requests = []
-    for i in range(48):
+    for i in range(24):
         prompt = [*draw.choice(beginnings), *draw.integers(draw.integer(0, 50), vocabulary)]
         settings: dict[str, Any] = {"top_k": 50} if draw.chance(0.1) else {}
         params = SamplingParams(

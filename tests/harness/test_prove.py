@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lockstep.cli import main
+from lockstep.cli import prove as cli_prove
 from lockstep.harness import prove
 from lockstep.harness.draws import Draws
 
@@ -25,7 +26,7 @@ def test_schedules_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tokens_of_a_model(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
-    code, out = run(capsys, "tokens", "2000", "--model", "tiny")
+    code, out = run(capsys, "tokens", "2000", "--model", "tiny", "--workers", "2")
     assert code == 0
     assert "0 differing" in out
     assert out.strip().endswith("Nothing was wrong.")
@@ -35,17 +36,35 @@ def test_a_difference_ends_it_with_exit_code_1(
     capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
-    real = prove.Trainer.score
+    prove._take_model("tiny", "bfloat16", 0)
+    try:
+        assert prove._compare_batch(0).wrong == ""
+        real = prove._pair[0].trainer.score
 
-    def moved(self, rollouts):
-        scored = real(self, rollouts)
-        scored[3].values[2] += 1e-6
-        return scored
+        def moved(rollouts):
+            scored = real(rollouts)
+            scored[3].values[2] += 1e-6
+            return scored
 
-    monkeypatch.setattr(prove.Trainer, "score", moved)
-    code, out = run(capsys, "tokens", "50000", "--model", "tiny")
+        prove._pair[0].trainer.score = moved
+        monkeypatch.setattr(cli_prove, "_Bar", Silent)
+        monkeypatch.setattr(prove, "tokens", lambda *_, **__: iter([prove._compare_batch(0)]))
+        code, out = run(capsys, "tokens", "50000", "--model", "tiny")
+    finally:
+        prove._pair.clear()
     assert code == 1
     assert "token 2" in out
+
+
+class Silent:
+    """No bar."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self):
+        return lambda done: None
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def test_flips_are_caught(capsys: pytest.CaptureFixture[str]) -> None:
