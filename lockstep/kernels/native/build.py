@@ -4,7 +4,7 @@ In: the sources beside this file. Out: a shared library in the cache, under a ke
 depends on. It appears there whole or not at all, and ends in a digest of itself: a damaged one is built again. A second
 process that wants the same library waits for the first.
 
-The compiler is called directly: three files, no build system, nothing to install.
+The compiler is called directly: a few files, no build system, nothing to install.
 """
 
 from __future__ import annotations
