@@ -69,7 +69,7 @@ class Compared:
 def tokens(name: str, count: int, dtype: str, *, workers: int = 1, seed: int = 0) -> Iterator[Compared]:
     """Draw at least `count` tokens with a model and score each in the trainer's packed forward; yields running sums.
 
-    Prompts of 1 to 200 tokens share beginnings; temperatures, truncation and lengths vary. Each of `workers` processes
+    Prompts of 1 to 90 tokens share beginnings; temperatures, truncation and lengths vary. Each of `workers` processes
     has an engine and a trainer of its own, on one thread.
     """
     context, found = multiprocessing.get_context("spawn"), Compared()
@@ -125,13 +125,13 @@ def _compare_batch(batch: int) -> Compared:
 
 def _requests(model: Model, draw: Draws, batch: int) -> list[Request]:
     vocabulary = model.arch.vocab_size
-    beginnings = [draw.integers(draw.integer(1, 150), vocabulary) for _ in range(6)]
+    beginnings = [draw.integers(draw.integer(1, 60), vocabulary) for _ in range(6)]
     requests = []
-    for i in range(24):
-        prompt = [*draw.choice(beginnings), *draw.integers(draw.integer(0, 50), vocabulary)]
+    for i in range(16):
+        prompt = [*draw.choice(beginnings), *draw.integers(draw.integer(0, 30), vocabulary)]
         settings: dict[str, Any] = {"top_k": 50} if draw.chance(0.1) else {}
         params = SamplingParams(
-            temperature=draw.choice((0.7, 1.0, 1.0, 1.3)), max_tokens=draw.integer(64, 192), n=4,
+            temperature=draw.choice((0.7, 1.0, 1.0, 1.3)), max_tokens=draw.integer(32, 128), n=8,
             seed=draw.integer(0, 2**31), ignore_eos=True, **settings,
         )  # fmt: skip
         requests.append(Request(f"{batch}/{i}", tuple(prompt), params))

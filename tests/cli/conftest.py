@@ -38,8 +38,8 @@ checkpoint_every = 2
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, new_home) -> Path:
+    return new_home(tmp_path_factory.mktemp("home") / "cache")
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from lockstep.trace import RunDirectory
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["inline", "processes"])
 def test_runs_resume_after_kills_at_random_moments(
-    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: str, tmp_path: Path, new_home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LOCKSTEP_HOME", str(new_home(tmp_path / "home")))
     found = list(kills(6, executor, tmp_path))[-1]
     assert (found.kills, found.wrong) == (6, "")
     assert found.runs >= 1

@@ -24,8 +24,10 @@ def test_schedules_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, found["schedules"], found["differing"], found["wrong"]) == (0, 60, 0, "")
 
 
-def test_tokens_of_a_model(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
+def test_tokens_of_a_model(
+    capsys: pytest.CaptureFixture[str], tmp_path, new_home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCKSTEP_HOME", str(new_home(tmp_path / "home")))
     code, out = run(capsys, "tokens", "2000", "--model", "tiny", "--workers", "2")
     assert code == 0
     assert "0 differing" in out
@@ -33,9 +35,9 @@ def test_tokens_of_a_model(capsys: pytest.CaptureFixture[str], tmp_path, monkeyp
 
 
 def test_a_difference_ends_it_with_exit_code_1(
-    capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], tmp_path, new_home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCKSTEP_HOME", str(new_home(tmp_path / "home")))
     prove._take_model("tiny", "bfloat16", 0)
     try:
         assert prove._compare_batch(0).wrong == ""

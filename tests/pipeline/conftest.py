@@ -56,10 +56,10 @@ def _tiny_config(**changes: Any) -> RunConfig:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def models_in_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def models_in_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory, new_home) -> Iterator[None]:
     """The tiny model is built once, and not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCKSTEP_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("LOCKSTEP_HOME", str(new_home(tmp_path_factory.mktemp("home") / "cache")))
         yield
 
 

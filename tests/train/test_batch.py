@@ -215,11 +215,18 @@ def test_an_empty_batch_is_refused():
 
 @pytest.mark.parametrize(
     "other",
-    [{"params": SamplingParams(temperature=0.7)}, {"version": 1}, {"head": "model"}],
+    [{"params": SamplingParams(temperature=0.7)}, {"head": "model"}],
 )
 def test_a_batch_has_one_contract(make, other):
     with pytest.raises(ContractError, match="one contract"):
         Batch.of([make.rollout(), make.rollout(**other)], [1.0, 1.0])
+
+
+def test_a_batch_may_mix_weight_versions(make):
+    """Whether a token is too old is the trainer's question, which knows its own version."""
+    batch = Batch.of([make.rollout(), make.rollout(version=1)], [1.0, 1.0])
+    versions = [rollout.sampler_logprobs.contract.weight_versions for rollout in batch.rollouts]
+    assert versions == [(0,), (1,)]
 
 
 def test_greedy_rollouts_are_refused_with_what_to_do(make):
