@@ -72,7 +72,7 @@ class Engine:
             self.config.max_tokens_per_step,
             self.limits.max_completions,
         )
-        self._scheduler.new_weights(version.number, version.digest, UpdatePolicy())
+        self._scheduler.new_weights(version.number, self.weights.serving.salt, UpdatePolicy())
         self._finished: list[Completion] = []  # not yet handed out by `step`
 
     @classmethod
@@ -225,7 +225,7 @@ class Engine:
         while policy.pause == "wait" and self._scheduler.has_work:
             self._advance()
         self.weights.swap(generation)
-        self._scheduler.new_weights(generation.version.number, generation.version.digest, policy)
+        self._scheduler.new_weights(generation.version.number, generation.salt, policy)
 
     def _submit(self, request: Request, *, awaited: bool, streamed: bool = False) -> Job:
         params, tokenizer = request.params, self.model.tokenizer

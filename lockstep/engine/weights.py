@@ -39,6 +39,12 @@ class Generation:
         return self.params["embedding"].device
 
     @property
+    def salt(self) -> str:
+        """Names keys in the prefix cache. Number and content: the same content under a new number (a step that moved no
+        weight) must not find keys that name a version of long ago."""
+        return f"{self.version.number}@{self.version.digest}"
+
+    @property
     def num_bytes(self) -> int:
         """Bytes held, packed copies included; a head that is a parameter itself counts once."""
         return self.prepared.num_bytes

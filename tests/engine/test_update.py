@@ -237,3 +237,19 @@ def test_prompt_logprobs_say_which_weights_gave_them(llama, kv):
     (early,) = run(engine, ask, at=1, then=lambda: engine.update_weights(new, named(new, 1), policy))
     assert early.prompt_logprobs.contract.weight_versions == ((0, 1) if kv == "keep" else (1,))
     assert len(early.prompt_logprobs) == 38
+
+
+def test_keys_are_never_named_after_weights_of_long_ago(llama):
+    """Steps that move no weight (lr = 0) publish the same content under new numbers; whoever replays a sequence holds
+    the last versions only."""
+    engine = llama.engine()
+    before = engine.sample([REQUESTS[0]])
+    for number in range(1, 4):
+        engine.update_weights(llama.params, named(llama.params, number))
+    after = engine.sample([replace(REQUESTS[0], id="again")])
+    assert {span.version for rollout in after for span in rollout.provenance.spans} == {3}
+    engine.update_weights(llama.params, named(llama.params, 3))  # a reload
+    hits = engine.counters().prefix_tokens
+    engine.sample([replace(REQUESTS[0], id="once more")])
+    assert engine.counters().prefix_tokens == hits + 16, "a reload of the version that serves keeps its prefixes"
+    assert bits(engine.sample([REQUESTS[0]])) == bits(before)
