@@ -40,11 +40,11 @@ if TYPE_CHECKING:
         SamplingParams,
         Task,
         Verdict,
-        WeightVersion,
     )
     from lockstep.engine import Engine
     from lockstep.errors import LockstepError
     from lockstep.train import Trainer
+    from lockstep.weight_update import WeightVersion
 
 
 def __getattr__(name: str) -> Any:
@@ -58,6 +58,8 @@ def __getattr__(name: str) -> Any:
             home = "lockstep.config"
         case "LockstepError":
             home = "lockstep.errors"
+        case "WeightVersion":
+            home = "lockstep.weight_update"
         case _ if name in __all__:
             home = "lockstep.core"
         case _:

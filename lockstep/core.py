@@ -4,7 +4,6 @@ In: nothing of ours. Out: frozen values that may cross any seam.
 
     Task -> Rollout -> Verdict -> Decision -> Reward -> Batch (train/batch.py)
 
->>> version = WeightVersion(0, "9f" * 32)
 >>> contract = Contract(mode="processed", temperature=1.0, support="full", head_dtype="float32", weight_versions=(0,))
 >>> a = Logprobs(np.array([-1.0, -2.0], np.float32), contract)
 >>> float(np.abs(a - a).max())
@@ -14,14 +13,13 @@ In: nothing of ours. Out: frozen values that may cross any seam.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from lockstep.errors import ContractError, InputError, message
+from lockstep.errors import ContractError, message
 from lockstep.sampling_params import SamplingParams
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
@@ -36,56 +34,10 @@ class Path(enum.IntEnum):
     DECODE = 2  # one token at a time
     RECOMPUTE = 3  # prefilled again after its pages were taken away
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class WeightVersion:
-    """An ordered number bound to the SHA-256 (hex) of the weights it names."""
-
-    number: int
-    digest: str
-
-    def __post_init__(self) -> None:
-        if self.number < 0 or not re.fullmatch("[0-9a-f]{64}", self.digest):
-            raise InputError(
-                message(
-                    f"weight version ({self.number})",
-                    "a version has a number >= 0 and a SHA-256 digest",
-                    got=repr(self.digest),
-                    expected="64 hex digits",
-                    do="Take the version that the trainer published",
-                )
-            )
-
-    def __str__(self) -> str:
-        return f"{self.number}@{self.digest[:8]}"
-
-
-@dataclass(frozen=True, slots=True)
-class UpdatePolicy:
-    """What new weights do to requests in flight, and to keys that old weights wrote.
-
-    `pause`: ``keep`` them, to go on under the new weights; ``wait`` until they have finished; ``abort`` them.
-    `kv`: ``keep`` all keys and what the prefix cache holds; ``salt``: who is in flight goes on over its keys, and
-    prefixes are only found among those of the new weights; ``recompute``: as salt, and who is in flight has its keys
-    made anew. `oldest_keys`: under ``keep``, prefixes with keys of older versions are not found.
-
-    Tokens say which weights drew them, and `Provenance.spans` which wrote their keys, whatever the policy.
-    """
-
-    pause: Literal["keep", "wait", "abort"] = "keep"
-    kv: Literal["keep", "salt", "recompute"] = "salt"
-    oldest_keys: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """Token ids int32 [N] and the raw logprobs float32 [N - 1] that the publisher of weights gives to `token_ids[1:]`.
-
-    It proves that weights have arrived *and* are in use, copies that were derived from them included.
-    """
-
-    token_ids: np.ndarray
-    logprobs: np.ndarray
+    @staticmethod
+    def label(value: int) -> str:
+        """The lower-case name of what a trace holds, which may be a number of no path at all."""
+        return next((path.name.lower() for path in Path if path == value), f"unknown ({value})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +140,11 @@ class Provenance:
     def __len__(self) -> int:
         return len(self.weight_version)
 
+    @property
+    def versions(self) -> set[int]:
+        """Numbers of the weights that drew a token or wrote a key that one saw."""
+        return {int(version) for version in self.weight_version} | {span.version for span in self.spans}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Support:
@@ -222,6 +179,11 @@ class Rollout:
     provenance: Provenance
     support: Support | None = None
     prompt_logprobs: Logprobs | None = None  # of prompt_ids[1:], if they were asked for
+
+    @property
+    def request_id(self) -> str:
+        """What the samples of one request share; a rollout is named ``request/sample``."""
+        return self.id.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class EngineDied(LockstepError):
 
 
 class Interrupted(LockstepError):
-    """The user asked for a stop; everything up to the last whole step is on disk."""
+    """The user asked for a stop; the message says which steps are kept."""
 
     exit_code = 130
 

@@ -83,3 +83,12 @@ def _high_word(words_2N: np.ndarray) -> np.ndarray:
     middle = high * low_M + (low * low_M >> _HALF)
     other = low * high_M + (middle & _LOW)
     return high * high_M + (middle >> _HALF) + (other >> _HALF)
+
+
+def exact(value: np.ndarray) -> str:
+    """A float32 [1] for people, with its bits: two that print alike may differ.
+
+    >>> exact(np.array([-0.5], np.float32))
+    '-0.5 (0xbf000000)'
+    """
+    return f"{float(value[0])!r} (0x{int(value.view(np.uint32)[0]):08x})"

@@ -31,9 +31,9 @@ from lockstep.core import (
     Scorer,
     Task,
     Verdict,
-    WeightVersion,
 )
 from lockstep.errors import ContractError, InputError, LockstepError
+from lockstep.weight_update import WeightVersion
 
 CONTRACT = Contract("processed", 1.0, "full", "float32", (0,))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lockstep import config as configuration
 from lockstep import models
 from lockstep.config import EngineConfig
-from lockstep.core import Probe, Request, Rollout, SamplingParams, UpdatePolicy, WeightVersion
+from lockstep.core import Request, Rollout, SamplingParams
 from lockstep.engine.accounting import Counters, Memory
 from lockstep.engine.cache import PagePool
 from lockstep.engine.draw import draw
@@ -32,6 +32,7 @@ from lockstep.errors import InputError, message
 from lockstep.kernels.allocator import keep_freed_memory
 from lockstep.models import Model
 from lockstep.models.checkpoint import digest, read_parameters
+from lockstep.weight_update import Probe, UpdatePolicy, WeightVersion
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

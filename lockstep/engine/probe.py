@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lockstep.core import Probe
 from lockstep.engine.weights import Generation
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.attention import Packing, packed_attention
 from lockstep.kernels.head import Targets, target_logprobs
 from lockstep.models import Architecture
 from lockstep.models.decoder import attention_scale, hidden_states
+from lockstep.weight_update import Probe
 
 
 def require_probe(probe: Probe, generation: Generation, arch: Architecture) -> None:

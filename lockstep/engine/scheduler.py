@@ -17,9 +17,10 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lockstep.core import Span, UpdatePolicy
+from lockstep.core import Span
 from lockstep.engine.cache import PagePool, page_key, root_key
 from lockstep.engine.request import Completion, Job
+from lockstep.weight_update import UpdatePolicy
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,11 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lockstep.core import WeightVersion
 from lockstep.errors import InputError, NumericsError, message
 from lockstep.models import Architecture
 from lockstep.models.checkpoint import digest
 from lockstep.models.prepared import Prepared, prepare
+from lockstep.weight_update import WeightVersion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,11 +81,12 @@ class Weights:
         self.swap(self.build(params, version, share=share))
 
     def begin(self, version: WeightVersion) -> Update:
-        """Start an update; nothing changes before its `commit`. Raises `InputError` for a stale version, or if another
-        update is open.
+        """Start an update; nothing changes before its generation is swapped in.
+
+        Raises `InputError` for a stale version, or if another update is open.
         """
         if self._open is not None:
-            do = "Commit or cancel the one that is open"
+            do = "Finish or cancel the one that is open"
             raise _refused(version, "one update at a time", f"{self._open} is open", "none", do)
         self._check_order(version)
         self._open = version

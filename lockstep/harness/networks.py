@@ -15,11 +15,12 @@ from torch import Tensor
 
 from lockstep import models
 from lockstep.config import EngineConfig, parse
-from lockstep.core import Logprobs, Rollout, WeightVersion
+from lockstep.core import Logprobs, Rollout
 from lockstep.engine import Engine
 from lockstep.models import tiny
 from lockstep.models.checkpoint import digest
 from lockstep.train import SpanScorer, Trainer
+from lockstep.weight_update import WeightVersion
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 DTYPES = ("float32", "bfloat16")

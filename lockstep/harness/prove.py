@@ -5,6 +5,7 @@ In: how many. Out: findings, as they come.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 
 from lockstep import models
 from lockstep.config import parse
-from lockstep.core import Request, SamplingParams, WeightVersion
+from lockstep.core import Request, SamplingParams
 from lockstep.engine import Engine
 from lockstep.harness.draws import Draws
 from lockstep.harness.networks import Networks
@@ -26,6 +27,7 @@ from lockstep.models import Model
 from lockstep.models.checkpoint import digest, read_parameters
 from lockstep.parity import compare
 from lockstep.train import Trainer
+from lockstep.weight_update import WeightVersion
 
 BLOCK = 50  # schedules that a worker runs at a time
 
@@ -73,9 +75,9 @@ def tokens(name: str, count: int, dtype: str, *, workers: int = 1, seed: int = 0
     has an engine and a trainer of its own, on one thread.
     """
     context, found = multiprocessing.get_context("spawn"), Compared()
-    start = (name, dtype, seed)
-    with ProcessPoolExecutor(workers, context, initializer=_take_model, initargs=start) as pool:
-        running = {pool.submit(_compare_batch, batch) for batch in range(workers)}
+    one = functools.partial(_compare_batch, name, dtype, seed)
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {pool.submit(one, batch) for batch in range(workers)}
         batches = workers
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -83,36 +85,24 @@ def tokens(name: str, count: int, dtype: str, *, workers: int = 1, seed: int = 0
                 found += finished.result()
                 yield found
                 if found.tokens < count and not found.wrong:
-                    running.add(pool.submit(_compare_batch, batches))
+                    running.add(pool.submit(one, batches))
                     batches += 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """What one worker compares with."""
-
-    engine: Engine
-    trainer: Trainer
-    seed: int
-
-
-_pair: list[_Pair] = []  # of this worker's process, which exists for nothing else
-
-
-def _take_model(name: str, dtype: str, seed: int) -> None:
-    torch.set_num_threads(1)
+@functools.cache  # a worker compares batch after batch with one model
+def _pair(name: str, dtype: str) -> tuple[Engine, Trainer]:
     config = parse({"model": name, "engine": {"dtype": dtype, "kv_cache_gb": 0.35, "max_sequences": 128}})
     model = models.load(name)
     params = read_parameters(model.path, model.arch, getattr(torch, dtype))
     engine = Engine(model, params, WeightVersion(0, digest(params)), config.engine, share=True)
-    _pair.append(_Pair(engine, Trainer(model, params, config), seed))
+    return engine, Trainer(model, params, config)
 
 
-def _compare_batch(batch: int) -> Compared:
-    pair = _pair[0]
-    before = pair.engine.counters()
-    rollouts = pair.engine.sample(_requests(pair.engine.model, Draws(pair.seed, f"tokens/{batch}"), batch))
-    result, counters = compare(rollouts, pair.trainer.score(rollouts)), pair.engine.counters()
+def _compare_batch(name: str, dtype: str, seed: int, batch: int) -> Compared:
+    engine, trainer = _pair(name, dtype)
+    before = engine.counters()
+    rollouts = engine.sample(_requests(engine.model, Draws(seed, f"tokens/{batch}"), batch))
+    result, counters = compare(rollouts, trainer.score(rollouts)), engine.counters()
     return Compared(
         result.num_tokens,
         result.num_differing,

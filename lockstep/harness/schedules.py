@@ -14,11 +14,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from lockstep.core import Path, Request, Rollout, SamplingParams, UpdatePolicy
+from lockstep.core import Path, Request, Rollout, SamplingParams
 from lockstep.engine import Engine
 from lockstep.harness.draws import Draws
 from lockstep.harness.networks import CONTENTS, DTYPES, FAMILIES, Network, Networks
 from lockstep.parity import compare
+from lockstep.weight_update import UpdatePolicy
 
 PAGE = 16
 CONTEXT = 96
@@ -145,7 +146,7 @@ class Schedule:
         wrong = "" if result is None or result.status == "equal" else str(result)
         memory, counters = self.engine.memory(), self.engine.counters()
         leaked = memory.pages_used
-        mixed = [rollout for rollout in drawn if len(_versions(rollout)) > 1]
+        mixed = [rollout for rollout in drawn if len(rollout.provenance.versions) > 1]
         wrong = wrong or self._packed(drawn) or (f"{leaked} pages are still held" if leaked else "")
         return Findings(
             schedules=1,
@@ -165,7 +166,7 @@ class Schedule:
         """What differs from the trainer's own packed forward, where one version had a hand in all of it."""
         by_content: dict[int, list[Rollout]] = {}
         for rollout in rollouts:
-            contents = {self.contents[number] for number in _versions(rollout)}
+            contents = {self.contents[number] for number in rollout.provenance.versions}
             if len(contents) == 1:
                 by_content.setdefault(contents.pop(), []).append(rollout)
         for content, members in by_content.items():
@@ -174,7 +175,3 @@ class Schedule:
                     paths = sorted({Path(int(path)).name.lower() for path in rollout.provenance.path})
                     return f"rollout {rollout.id} differs from the packed forward (paths {', '.join(paths)})"
         return ""
-
-
-def _versions(rollout: Rollout) -> set[int]:
-    return {span.version for span in rollout.provenance.spans}

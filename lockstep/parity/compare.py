@@ -18,8 +18,6 @@ from lockstep.errors import message
 from lockstep.parity.hint import Pair, hints
 from lockstep.parity.result import FirstDifference, ParityResult, differs
 
-PATH_NAMES = {int(path): path.name.lower() for path in Path}
-
 
 def compare(rollouts: Sequence[Rollout], trainer: Sequence[Logprobs | None]) -> ParityResult:
     """Compare every token of `rollouts` with `trainer[i]` of `rollouts[i]`.
@@ -128,7 +126,7 @@ def _first(rollout: Rollout, index: int, ours: np.ndarray, theirs: np.ndarray) -
         sampler_bits=f"0x{int(ours[index : index + 1].view(np.uint32)[0]):08x}",
         trainer_bits=f"0x{int(theirs[index : index + 1].view(np.uint32)[0]):08x}",
         weight_version=int(rollout.provenance.weight_version[index]),
-        path=PATH_NAMES.get(path, f"unknown ({path})"),
+        path=Path.label(path),
         cached=bool(rollout.provenance.cached[index]),
     )
 

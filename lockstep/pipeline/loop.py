@@ -68,7 +68,7 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Go on to the last step; returns the summary. However it ends, the run directory says how.
 
-        Raises `GateRefused` (a step was refused), `Interrupted` (Ctrl-C; a checkpoint was written), or what went wrong.
+        Raises `GateRefused` (a step was refused), `Interrupted` (says which steps are kept), or what went wrong.
         """
         started = time.perf_counter()
         finished = False
@@ -104,12 +104,17 @@ class Loop:
                 if self._steps_to_checkpoint() == 0:
                     self._checkpoint()
         except Interrupted:
-            if self._config.pipeline.max_lag == 0:  # nothing of the steps behind us is in flight
-                self._checkpoint()
+            if self._config.pipeline.max_lag > 0:  # a checkpoint is where nothing is in flight
+                raise Interrupted(self._done_again()) from None
+            self._checkpoint()
             raise
         finally:
             self._sampling.abandon()
         write_model(self._run.weights(self._done), parts.trainer.params, parts.model.arch, parts.model)
+
+    def _done_again(self) -> str:
+        kept = f"those up to step {self._saved} are kept" if self._saved else "none is kept"
+        return f"interrupted after {self._done} steps: {kept}, --resume does the others again"
 
     def _steps_to_checkpoint(self) -> int:
         every = self._config.train.checkpoint_every

@@ -8,8 +8,8 @@ because the gate asks what the trainer would have said *then*.
 
 from __future__ import annotations
 
-from lockstep.core import UpdatePolicy
 from lockstep.pipeline.assembly import Parts
+from lockstep.weight_update import UpdatePolicy
 
 
 def publish(parts: Parts) -> None:

@@ -16,6 +16,7 @@ from lockstep.config import RunConfig
 from lockstep.core import Task
 from lockstep.errors import InputError, message
 from lockstep.models import Model
+from lockstep.pipeline.sampling import place_of
 from lockstep.rewards import advantages, load_reward
 from lockstep.tasks import batch_of, load_tasks
 from lockstep.trace.rollouts import RolloutRecord
@@ -70,7 +71,7 @@ class Regrader:
     def _task(self, step: int, record: RolloutRecord) -> Task:
         """The task of a rollout's place in the run; it must be the one that is recorded, prompt and all."""
         rollout, config = record.rollout, self._config
-        asked, place, _ = map(int, rollout.id.split("/"))
+        asked, place, _ = place_of(rollout)
         task = batch_of(self._tasks, asked - 1, config.num_prompts_per_step, config.seed)[place]
         prompt = self._model.tokenizer.encode_prompt(task.prompt)
         if task.id != rollout.task_id or prompt != rollout.prompt_ids.tolist():
@@ -87,7 +88,7 @@ class Regrader:
 
 def groups_of(records: Sequence[RolloutRecord]) -> list[str]:
     """What the rollouts of one prompt share: the id of the request."""
-    return [record.rollout.id.rpartition("/")[0] for record in records]
+    return [record.rollout.request_id for record in records]
 
 
 def _unlike(now: float | None, then: float | None) -> bool:

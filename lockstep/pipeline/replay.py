@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lockstep.core import WeightVersion
 from lockstep.errors import InputError, message
 from lockstep.kernels.allocator import give_back_freed_memory
 from lockstep.models.pull import Progress as Pulled
@@ -28,6 +27,7 @@ from lockstep.pipeline.replay_start import Progress, Starts, Student
 from lockstep.pipeline.replay_step import Recorded, execute
 from lockstep.trace import manifest
 from lockstep.trace.run import RunDirectory
+from lockstep.weight_update import WeightVersion
 
 TRIM_EVERY = 4  # steps, as in the loop
 SILENT = ("machine.memory_gib", "machine.platform")

@@ -17,7 +17,6 @@ import torch
 
 from lockstep import models
 from lockstep.config import RunConfig
-from lockstep.core import Rollout, WeightVersion
 from lockstep.errors import InputError, ModelError, message
 from lockstep.gates.parity import ParityGate
 from lockstep.models.checkpoint import read_parameters
@@ -28,6 +27,7 @@ from lockstep.tasks import load_tasks
 from lockstep.trace.run import RunDirectory
 from lockstep.train import Trainer, checkpoint
 from lockstep.train.history import WeightHistory
+from lockstep.weight_update import WeightVersion
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps of it that are done, steps of it)."""
@@ -107,16 +107,10 @@ class Starts:
         """Whether a rollout after `step` refers to a version before `number`; none later than the bound on age does."""
         lag = self._config.pipeline.max_lag
         later = [s for s in range(step + 1, step + 2 * lag + 1) if s in self._published]
-        return any(_oldest(record.rollout) < number for s in later for record in self._run.rollouts(s))
+        return any(min(record.rollout.provenance.versions) < number for s in later for record in self._run.rollouts(s))
 
     def _student(self, step: int, origin: str) -> Student:
         config, model = self._config, self.model
         params = read_parameters(model.path, model.arch, getattr(torch, config.engine.dtype), config.device)
         trainer = Trainer(model, params, config, config.device)
         return Student(config, trainer, ParityGate(config.parity), history_for(config), step, origin)
-
-
-def _oldest(rollout: Rollout) -> int:
-    """The oldest weights that drew a token of it or wrote a key that one saw."""
-    origin = rollout.provenance
-    return min([int(origin.weight_version.min()), *(span.version for span in origin.spans)])

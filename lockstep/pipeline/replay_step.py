@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lockstep.core import Logprobs, Rollout, WeightVersion
+from lockstep import numerics
+from lockstep.core import Logprobs, Path, Rollout
 from lockstep.errors import ContractError, InputError, NumericsError
 from lockstep.pipeline.metrics import Stopwatch
 from lockstep.pipeline.regrade import groups_of
@@ -23,8 +24,9 @@ from lockstep.pipeline.update import Learner, update
 from lockstep.rewards import advantages
 from lockstep.trace.rollouts import RolloutRecord
 from lockstep.train.batch import Batch
-from lockstep.train.redraw import PATH_NAMES, first_divergence, redraw
+from lockstep.train.redraw import first_divergence, redraw
 from lockstep.train.replay import SpanScorer
+from lockstep.weight_update import WeightVersion
 
 ALTERED = "Look whether the file was changed after the run"
 
@@ -129,10 +131,10 @@ def _scored(recorded: Recorded, scored: Sequence[Logprobs]) -> Divergence | None
             origin = rollout.provenance
             path = int(origin.path[at])
             place = Place(
-                at, len(rollout.prompt_ids) + at, PATH_NAMES.get(path, f"unknown ({path})"),
+                at, len(rollout.prompt_ids) + at, Path.label(path),
                 int(origin.weight_version[at]),
             )  # fmt: skip
-            got, expected = _bits(now.values[at : at + 1]), _bits(then.values[at : at + 1])
+            got, expected = numerics.exact(now.values[at : at + 1]), numerics.exact(then.values[at : at + 1])
             return Divergence(recorded.step, "trainer logprob", got, expected, ALTERED, rollout.id, place)
     return None
 
@@ -144,7 +146,3 @@ def _weights(recorded: Recorded, now: WeightVersion) -> Divergence | None:
     do = "Everything before the update was the same: compare machine, versions and threads with the manifest's"
     got, expected = (f"version {v.number}, SHA-256 {v.digest}" for v in (now, then))
     return Divergence(recorded.step, "weights", got, expected, do)
-
-
-def _bits(value: np.ndarray) -> str:
-    return f"{float(value[0])!r} (0x{int(value.view(np.uint32)[0]):08x})"

@@ -19,6 +19,17 @@ Progress = Callable[[int, int], None]
 """(rollouts of the next batch that are there, rollouts of a batch); called between steps of the engine, may raise."""
 
 
+def request_name(step: int, place: int) -> str:
+    """The id of the request for the problem at `place` of step `step` (from 1): the key of its random numbers."""
+    return f"{step}/{place}"
+
+
+def place_of(rollout: Rollout) -> tuple[int, int, int]:
+    """(step, place, sample) of a rollout whose request was named by `request_name`."""
+    step, place, sample = map(int, rollout.id.split("/"))
+    return step, place, sample
+
+
 class Sampling:
     """The problems of a run, asked in order."""
 
@@ -54,7 +65,7 @@ class Sampling:
         return [self._task(group.number) for group in groups]
 
     def _put(self, rollout: Rollout) -> None:
-        step, place, sample = map(int, rollout.id.split("/"))
+        step, place, sample = place_of(rollout)
         number = (step - 1) * self._per_step + place
         if number not in self.buffer.outstanding:
             return  # of a group that was dropped
@@ -64,7 +75,7 @@ class Sampling:
             self.buffer.put(number, sample, rollout)
 
     def _name(self, number: int) -> str:
-        return f"{number // self._per_step + 1}/{number % self._per_step}"
+        return request_name(number // self._per_step + 1, number % self._per_step)
 
     def _task(self, number: int) -> Task:
         batch = batch_of(self._parts.tasks, number // self._per_step, self._per_step, self._parts.config.seed)

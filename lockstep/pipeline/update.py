@@ -114,7 +114,7 @@ class _Audit:
 def _at_sampling(parts: Learner, rollouts: Sequence[Rollout], now: Sequence[Logprobs]) -> list[Logprobs]:
     """The trainer's logprobs at the weights that sampled: `now`, or where older weights had a hand in it, replayed."""
     number = parts.trainer.version.number
-    stale = [i for i, rollout in enumerate(rollouts) if _versions(rollout) != {number}]
+    stale = [i for i, rollout in enumerate(rollouts) if rollout.provenance.versions != {number}]
     scored = list(now)
     if stale:
         limit = parts.config.train.max_tokens_per_microbatch
@@ -122,9 +122,3 @@ def _at_sampling(parts: Learner, rollouts: Sequence[Rollout], now: Sequence[Logp
         for i, logprobs in zip(stale, scorer.score([rollouts[i] for i in stale]), strict=True):
             scored[i] = logprobs
     return scored
-
-
-def _versions(rollout: Rollout) -> set[int]:
-    """Of the weights that drew its tokens or wrote the keys these saw."""
-    origin = rollout.provenance
-    return {int(version) for version in origin.weight_version} | {span.version for span in origin.spans}

@@ -6,6 +6,7 @@ needs no state to go on with the same tasks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,13 +28,16 @@ class TaskSet:
     mapping: str
 
 
+@functools.lru_cache(maxsize=4)
 def permutation(count: int, seed: int, purpose: str, epoch: int = 0) -> np.ndarray:
-    """A permutation int64 [count] keyed by all the arguments.
+    """A permutation int64 [count] keyed by all the arguments; read-only, because a run asks for each many times.
 
     Sorts raw Philox output, because numpy promises that stream for ever, but not the one of `Generator.permutation`.
     """
     raw = np.random.Philox(key=request_key(seed, purpose, epoch)).random_raw(count)
-    return np.argsort(raw, kind="stable")
+    order = np.argsort(raw, kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def split(name: str, tasks: Sequence[Task], held_out: float, seed: int) -> tuple[tuple[Task, ...], tuple[Task, ...]]:

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lockstep.config import RunConfig, to_toml
-from lockstep.core import WeightVersion
 from lockstep.errors import ModelError, StorageError, message
 from lockstep.models.directory import flush_to_disk, whole_directory
 from lockstep.train.trainer import Trainer
+from lockstep.weight_update import WeightVersion
 
 SCHEMA = 1
 MARKER = "COMPLETE"

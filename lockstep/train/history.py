@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lockstep.core import WeightVersion
 from lockstep.errors import InputError, message
 from lockstep.models.checkpoint import digest
 from lockstep.models.decoder import Parameters
+from lockstep.weight_update import WeightVersion
 
 
 class WeightHistory:

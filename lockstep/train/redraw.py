@@ -26,8 +26,6 @@ from lockstep.kernels.sampling import Sampled, sample
 from lockstep.train.replay import Decided, SpanScorer
 from lockstep.train.targets import histories_of, join_supports
 
-PATH_NAMES = {int(path): path.name.lower() for path in Path}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Redrawn:
@@ -147,16 +145,12 @@ def _divergence(rollout: Rollout, again: Redrawn, index: int) -> Divergence:
     if again.token_ids[index] != rollout.token_ids[index]:
         what, got, expected = "token", f"id {again.token_ids[index]}", f"id {rollout.token_ids[index]}"
     elif ours.view(np.int32) != theirs.view(np.int32):
-        what, got, expected = "logprob", _words(ours), _words(theirs)
+        what, got, expected = "logprob", numerics.exact(ours), numerics.exact(theirs)
     else:
         what = "support"
         got, expected = str(_kept(again.support, index)), str(_kept(rollout.support, index))
     path = int(rollout.provenance.path[index])
     return Divergence(
-        rollout.id, index, len(rollout.prompt_ids) + index, what, PATH_NAMES.get(path, f"unknown ({path})"),
+        rollout.id, index, len(rollout.prompt_ids) + index, what, Path.label(path),
         int(rollout.provenance.weight_version[index]), got, expected,
     )  # fmt: skip
-
-
-def _words(value: np.ndarray) -> str:
-    return f"{float(value[0])!r} (0x{int(value.view(np.uint32)[0]):08x})"

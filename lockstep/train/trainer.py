@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lockstep.config import RunConfig
-from lockstep.core import Contract, Decision, Logprobs, Probe, Rollout, WeightVersion
+from lockstep.core import Contract, Decision, Logprobs, Rollout
 from lockstep.errors import GateRefused, InputError, ModelError, NumericsError, message
 from lockstep.kernels.allocator import keep_freed_memory
 from lockstep.kernels.head import Targets
@@ -40,6 +40,7 @@ from lockstep.train.policy_loss import policy_loss
 from lockstep.train.prompts import score_prompts
 from lockstep.train.tally import Tally
 from lockstep.train.targets import targets_of
+from lockstep.weight_update import Probe, WeightVersion
 
 PROBE_TOKENS = 8
 
@@ -86,8 +87,7 @@ class Trainer:
         self._prepared, self._prepared_reference = (Kept(model.arch, config.engine.head_dtype) for _ in range(2))
         self.version = WeightVersion(0, digest(self._leaves))
         self._pending: Proposal | None = None
-        self._proposals = 0
-        self._changing = False
+        self._proposals, self._changing = 0, False
 
     @property
     def params(self) -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lockstep import models
 from lockstep.config import EngineConfig
-from lockstep.core import WeightVersion
 from lockstep.engine import Engine
 from lockstep.models import tiny
 from lockstep.models.checkpoint import digest, read_parameters
+from lockstep.weight_update import WeightVersion
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import lockstep
-from lockstep.core import Path, Request, Sampler, SamplingParams, WeightVersion
+from lockstep.core import Path, Request, Sampler, SamplingParams
 from lockstep.engine import engine as module
 from lockstep.errors import ConfigError, InputError, ModelError, NumericsError
 from lockstep.models.checkpoint import digest
+from lockstep.weight_update import WeightVersion
 
 FREE = SamplingParams(max_tokens=24, ignore_eos=True)
 

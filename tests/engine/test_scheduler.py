@@ -11,10 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lockstep.core import Path, Request, SamplingParams, Span, UpdatePolicy
+from lockstep.core import Path, Request, SamplingParams, Span
 from lockstep.engine.cache import PagePool
 from lockstep.engine.request import Completion, Job
 from lockstep.engine.scheduler import Scheduler, Step
+from lockstep.weight_update import UpdatePolicy
 
 
 def make_job(name: str, num_prompt: int, n: int = 1, limit: int = 4, *, salt: int | None = None, **params) -> Job:

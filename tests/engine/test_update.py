@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from lockstep.core import Probe, Request, SamplingParams, Span, UpdatePolicy, WeightVersion
+from lockstep.core import Request, SamplingParams, Span
 from lockstep.engine import probe as probe_module
 from lockstep.engine import weights as weights_module
 from lockstep.errors import InputError, NumericsError
 from lockstep.models.checkpoint import digest
+from lockstep.weight_update import Probe, UpdatePolicy, WeightVersion
 
 FREE = SamplingParams(max_tokens=12, ignore_eos=True)
 REQUESTS = [Request(str(i), tuple(range(1, 20 + i)), replace(FREE, n=2)) for i in range(3)]

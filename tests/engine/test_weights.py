@@ -7,12 +7,12 @@ import threading
 import pytest
 import torch
 
-from lockstep.core import WeightVersion
 from lockstep.engine import weights as module
 from lockstep.engine.weights import Weights
 from lockstep.errors import InputError, NumericsError
 from lockstep.kernels.linear import Packed, pack
 from lockstep.models.checkpoint import digest
+from lockstep.weight_update import WeightVersion
 
 
 @pytest.fixture

@@ -38,22 +38,24 @@ def test_a_difference_ends_it_with_exit_code_1(
     capsys: pytest.CaptureFixture[str], tmp_path, new_home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCKSTEP_HOME", str(new_home(tmp_path / "home")))
-    prove._take_model("tiny", "bfloat16", 0)
+    prove._pair.cache_clear()
+    one = ("tiny", "bfloat16", 0, 0)
     try:
-        assert prove._compare_batch(0).wrong == ""
-        real = prove._pair[0].trainer.score
+        assert prove._compare_batch(*one).wrong == ""
+        _, trainer = prove._pair("tiny", "bfloat16")
+        real = trainer.score
 
         def moved(rollouts):
             scored = real(rollouts)
             scored[3].values[2] += 1e-6
             return scored
 
-        prove._pair[0].trainer.score = moved
+        trainer.score = moved
         monkeypatch.setattr(cli_prove, "_Bar", Silent)
-        monkeypatch.setattr(prove, "tokens", lambda *_, **__: iter([prove._compare_batch(0)]))
+        monkeypatch.setattr(prove, "tokens", lambda *_, **__: iter([prove._compare_batch(*one)]))
         code, out = run(capsys, "tokens", "50000", "--model", "tiny")
     finally:
-        prove._pair.clear()
+        prove._pair.cache_clear()
     assert code == 1
     assert "token 2" in out
 

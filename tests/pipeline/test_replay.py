@@ -203,7 +203,7 @@ def test_an_interrupted_run_and_its_resumption(run_loop, tiny_config, tmp_path: 
 
         parts.trainer.step = step  # type: ignore[method-assign]
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="after 3 steps: those up to step 2 are kept, --resume does the others again"):
         run_loop(tmp_path / "run", config, edit=stop)
     before = replay(tmp_path / "run", from_start=True)
     assert before.equal and before.asked == (1, 2, 3)

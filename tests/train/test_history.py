@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.core import WeightVersion
 from lockstep.errors import InputError
 from lockstep.models.checkpoint import digest
 from lockstep.train.history import WeightHistory
+from lockstep.weight_update import WeightVersion
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:

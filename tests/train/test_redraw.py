@@ -14,7 +14,14 @@ import torch
 
 from lockstep import models
 from lockstep.config import EngineConfig, parse
-from lockstep.core import Logprobs, Path, Request, Rollout, SamplingParams, Support, UpdatePolicy, WeightVersion
+from lockstep.core import (
+    Logprobs,
+    Path,
+    Request,
+    Rollout,
+    SamplingParams,
+    Support,
+)
 from lockstep.engine import Engine
 from lockstep.errors import InputError
 from lockstep.models import tiny
@@ -24,6 +31,7 @@ from lockstep.train.forward import Forward
 from lockstep.train.history import WeightHistory
 from lockstep.train.redraw import first_divergence, redraw
 from lockstep.train.replay import SpanScorer
+from lockstep.weight_update import UpdatePolicy, WeightVersion
 
 KINDS = (
     SamplingParams(),

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.core import Provenance, Request, Rollout, SamplingParams, Span, WeightVersion
+from lockstep.core import Provenance, Request, Rollout, SamplingParams, Span
 from lockstep.engine.draw import draw
 from lockstep.engine.forward import last_hidden
 from lockstep.engine.kv import KeyValues
@@ -29,6 +29,7 @@ from lockstep.models.prepared import prepare
 from lockstep.models.tiny import random_parameters, small
 from lockstep.train.forward import Forward
 from lockstep.train.replay import SpanScorer
+from lockstep.weight_update import WeightVersion
 
 FAMILIES, DTYPES = ("llama", "qwen2", "qwen3"), ("float32", "bfloat16")
 KINDS = (

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 from lockstep.config import EngineConfig
-from lockstep.core import Probe, Request, Rollout, UpdatePolicy, WeightVersion
+from lockstep.core import Request, Rollout
 from lockstep.engine.remote.shared import Place, SharedMemory
+from lockstep.weight_update import Probe, UpdatePolicy, WeightVersion
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lockstep.config import EngineConfig
-from lockstep.core import Probe, Request, Rollout, UpdatePolicy, WeightVersion
+from lockstep.core import Request, Rollout
 from lockstep.engine.accounting import Counters, Memory
 from lockstep.engine.limits import Limits
 from lockstep.engine.remote import messages
@@ -33,6 +33,7 @@ from lockstep.engine.request import twice
 from lockstep.engine.weights import Weights
 from lockstep.errors import EngineDied, InputError, LockstepError, message
 from lockstep.models import Model
+from lockstep.weight_update import Probe, UpdatePolicy, WeightVersion
 
 _GLANCE = 0.2  # seconds between two looks at whether the process lives; its end of the pipe usually says so at once
 
@@ -118,7 +119,7 @@ class RemoteEngine:
     def add(self, request: Request) -> None:
         """Queue a request; it runs on the weights of every update that was made before. Raises as `Engine.add` does."""
         self._take_all()
-        if request.id in self._due or any(_request_of(rollout) == request.id for rollout in self._finished):
+        if request.id in self._due or any(rollout.request_id == request.id for rollout in self._finished):
             raise twice(request.id)
         self.limits.check(request)
         self._due[request.id] = {f"{request.id}/{i}": None for i in range(request.params.n)}
@@ -278,10 +279,10 @@ class RemoteEngine:
 
     def _receive(self, rollouts: list[Rollout]) -> None:
         for rollout in rollouts:
-            due = self._due[_request_of(rollout)]
+            due = self._due[rollout.request_id]
             del due[rollout.id]  # who came twice is not due any more
             if not due:
-                del self._due[_request_of(rollout)]
+                del self._due[rollout.request_id]
         self._finished += rollouts
 
     def _bury(self, why: str = "") -> EngineDied:
@@ -292,7 +293,3 @@ class RemoteEngine:
         lost = [rollout for rollouts in self._due.values() for rollout in rollouts]
         self._gone = died = self._process.obituary(doing, lost, why)
         return died
-
-
-def _request_of(rollout: Rollout) -> str:
-    return rollout.id.rpartition("/")[0]

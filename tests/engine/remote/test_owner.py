@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lockstep.config import EngineConfig
-from lockstep.core import Probe, Request, Rollout, SamplingParams, UpdatePolicy, WeightVersion
+from lockstep.core import Request, Rollout, SamplingParams
 from lockstep.engine import Engine, RemoteEngine
 from lockstep.errors import EngineDied, InputError, LockstepError, NumericsError
 from lockstep.models.checkpoint import digest
+from lockstep.weight_update import Probe, UpdatePolicy, WeightVersion
 
 FREE = SamplingParams(max_tokens=12, ignore_eos=True)
 LONG = replace(FREE, max_tokens=230)
@@ -560,7 +561,8 @@ OWNER = """
 import os, signal, sys, time
 from lockstep import models
 from lockstep.config import EngineConfig
-from lockstep.core import Request, SamplingParams, WeightVersion
+from lockstep.core import Request, SamplingParams
+from lockstep.weight_update import WeightVersion
 from lockstep.engine import RemoteEngine
 from lockstep.models.checkpoint import digest, read_parameters
 import torch

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from lockstep.core import Request, SamplingParams, WeightVersion
+from lockstep.core import Request, SamplingParams
 from lockstep.engine.remote import worker
 from lockstep.engine.remote.channel import Channel
 from lockstep.engine.remote.messages import Abort, Add, Alive, Answer, Failed, Finished, Leave, Look, Retry, Update
 from lockstep.engine.remote.shared import Layout, SharedMemory
 from lockstep.engine.remote.worker import Worker
 from lockstep.errors import InputError, LockstepError, NumericsError, StageError
+from lockstep.weight_update import WeightVersion
 
 FREE = SamplingParams(max_tokens=12, ignore_eos=True)
 PROMPT = tuple(range(1, 20))
