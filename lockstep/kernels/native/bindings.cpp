@@ -131,12 +131,13 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_, const
   return found;
 }
 
-// [O, K] -> [ceil(O / 64), K / 2, 64, 2]
+// [O, K] -> panels [count, depth / 2, columns, 2]
 Tensor pack(const Tensor& weight_) {
   const Tensor weight = dense_rows(weight_, at::kBFloat16, 2, "weight");
-  const int64_t O = weight.size(0), K = weight.size(1), block = lockstep::kColumnBlock;
+  const int64_t O = weight.size(0), K = weight.size(1);
   TORCH_CHECK(K % 2 == 0, "weight: an even number of inputs");
-  Tensor panels = at::empty({(O + block - 1) / block, K / 2, block, 2}, weight.options());
+  const lockstep::Panels shape = lockstep::panels_of(O, K);
+  Tensor panels = at::empty({shape.count, shape.depth / 2, shape.columns, 2}, weight.options());
   lockstep::pack_panels(data<uint16_t>(weight), weight.stride(0), O, K, data<uint16_t>(panels));
   return panels;
 }
@@ -146,9 +147,10 @@ Tensor product(const Tensor& x_, const Tensor& weight_, const std::optional<Tens
   const Tensor x = dense_rows(x_, at::kBFloat16, 2, "x");
   const bool packed = weight_.dim() == 4;
   const Tensor weight = dense_rows(weight_, at::kBFloat16, packed ? 4 : 2, "weight");
-  const int64_t N = x.size(0), K = x.size(1), block = lockstep::kColumnBlock;
-  TORCH_CHECK(K % 2 == 0 && (packed ? weight.is_contiguous() && weight.size(0) == (O + block - 1) / block &&
-                                          weight.size(1) == K / 2 && weight.size(2) == block
+  const int64_t N = x.size(0), K = x.size(1);
+  const lockstep::Panels shape = lockstep::panels_of(O, K);
+  TORCH_CHECK(K % 2 == 0 && (packed ? weight.is_contiguous() && weight.size(0) == shape.count &&
+                                          2 * weight.size(1) == shape.depth && weight.size(2) == shape.columns
                                     : weight.size(0) == O && weight.size(1) == K),
               "weight: does not fit rows of ", K, " and ", O, " outputs");
   TORCH_CHECK(!bias || (bias->is_contiguous() && bias->scalar_type() == at::kBFloat16 && bias->numel() == O),

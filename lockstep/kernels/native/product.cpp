@@ -1,28 +1,25 @@
-// A matrix product whose rows cannot depend on their number: torch's small product (oneDNN's brgemm, on AMX tiles or
-// AVX-512) is only ever asked for 32 rows by 64 columns over all of K, one panel of the weight after the other. Which
-// thread does a block, and how many there are, moves nothing.
+// A matrix product whose rows cannot depend on their number: it is made of one small product (small_product.h), of one
+// block of rows with one panel of the weight after the other. Which thread does a block, and how many there are, moves
+// nothing.
 //
 // A panel of an unpacked weight is packed into the thread's scratch and used at once by every row, so that the packed
 // copy never leaves the cache. For more rows than kFused the whole weight is packed first.
 #include "product.h"
 
-#include <ATen/native/CPUBlas.h>
-
 #include <vector>
 
 #include "lanes.h"
 #include "scratch.h"
+#include "small_product.h"
 #include "threads.h"
 #include "transpose.h"
 
 namespace lockstep {
 namespace {
 
-namespace blas = at::native::cpublas;
-
 constexpr int64_t kNear = 384 << 10; // bytes of rows, and of panels, that stay in the cache together
 constexpr int64_t kFused = 512;
-constexpr int64_t kFew = 64;
+constexpr int64_t kFew = 64;   // rows whose time is that of reading the weight
 constexpr double kGrain = 4e6; // multiplications that pay for waking a thread
 
 // One panel: columns [first, first + 64) of the weight's outputs.
@@ -44,56 +41,64 @@ void pack_panel(const uint16_t* weight, int64_t stride, int64_t O, int64_t K, in
     for (int o = 0; o < kColumnBlock; ++o)
       for (int i = 0; i < 2; ++i)
         panel[(k / 2) * 2 * kColumnBlock + 2 * o + i] = o < columns ? weight[(first + o) * stride + k + i] : 0;
+  std::memset(panel + K * kColumnBlock, 0, (deep(K) - K) * kColumnBlock * sizeof(*panel));
 }
 
 class Worker {
  public:
   Worker(const Product& p, int64_t chunk)
-      : p_(p), chunk_(chunk), scratch_(kRowBlock * kColumnBlock + (kRowBlock + kColumnBlock) * (p.K + kLanes) / 2) {
+      : p_(p), chunk_(chunk), depth_(deep(p.K)),
+        scratch_(kRowBlock * kColumnBlock + (kRowBlock + kColumnBlock) * (depth_ + 2 * kLanes) / 2) {
     sums_ = scratch_.take(kRowBlock * kColumnBlock);
-    panel_ = reinterpret_cast<uint16_t*>(scratch_.take(kColumnBlock * p.K / 2));
-    rows_ = reinterpret_cast<uint16_t*>(scratch_.take(kRowBlock * p.K / 2));
+    panel_ = reinterpret_cast<uint16_t*>(scratch_.take(kColumnBlock * depth_ / 2));
+    rows_ = reinterpret_cast<uint16_t*>(scratch_.take(kRowBlock * depth_ / 2));
   }
-  ~Worker() { blas::brgemm_release(true); } // the tiles are this thread's
   Worker(const Worker&) = delete;
 
-  // Rows of one chunk times some panels: a block of rows meets one panel after the other while its outputs are near.
+  // Rows of one chunk times some panels. Few rows: a panel meets them all while the next one comes in. Many: a block of
+  // rows meets one panel after the other while its outputs are near.
   void run(int64_t row_chunk, int64_t first_panel, int64_t end_panel) {
-    const int64_t end = std::min(p_.N, (row_chunk + 1) * chunk_);
-    for (int64_t n = row_chunk * chunk_; n < end; n += kRowBlock)
+    const int64_t start = row_chunk * chunk_, end = std::min(p_.N, start + chunk_);
+    if (p_.panels && p_.N <= kFew) {
+      const int64_t lines = depth_ * kColumnBlock / 32, blocks = (end - start + kRowBlock - 1) / kRowBlock;
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-        if (p_.panels && p_.N <= kFew) prefetch(panel + 1);
-        block(n, std::min<int64_t>(kRowBlock, end - n), panel);
+        Ahead ahead{reinterpret_cast<const char*>(p_.panels + (panel + 1) * depth_ * kColumnBlock),
+                    panel + 1 < end_panel ? lines * kDepth / (depth_ * blocks) : 0};
+        for (int64_t n = start; n < end; n += kRowBlock) block(n, std::min<int64_t>(kRowBlock, end - n), panel, ahead);
       }
+      return;
+    }
+    Ahead none;
+    for (int64_t n = start; n < end; n += kRowBlock)
+      for (int64_t panel = first_panel; panel < end_panel; ++panel)
+        block(n, std::min<int64_t>(kRowBlock, end - n), panel, none);
   }
 
  private:
-  // With few rows the time is that of reading the weight: the next panel comes in while this one is worked on.
-  void prefetch(int64_t panel) {
-    if ((panel + 1) * kColumnBlock > p_.O) return;
-    const char* next = reinterpret_cast<const char*>(p_.panels + panel * p_.K * kColumnBlock);
-    for (int64_t at = 0; at < 2 * p_.K * kColumnBlock; at += 64) __builtin_prefetch(next + at, 0, 2);
-  }
-
-  void block(int64_t n, int64_t rows, int64_t panel) {
+  void block(int64_t n, int64_t rows, int64_t panel, Ahead& ahead) {
     const int64_t first = panel * kColumnBlock;
-    const uint16_t* weight = p_.panels + panel * p_.K * kColumnBlock;
+    const uint16_t* weight = p_.panels + panel * depth_ * kColumnBlock;
     if (!p_.panels) {
       if (packed_ != panel) pack_panel(p_.weight, p_.weight_stride, p_.O, p_.K, first, panel_);
       packed_ = panel, weight = panel_;
     }
-    const bool whole = rows == kRowBlock;
-    const uint16_t* x = whole ? p_.x + n * p_.x_stride : padded(p_.x + n * p_.x_stride, rows);
-    blas::brgemm(kRowBlock, kColumnBlock, p_.K, whole ? p_.x_stride : p_.K, kColumnBlock, kColumnBlock, false,
-                 reinterpret_cast<const at::BFloat16*>(x), reinterpret_cast<const at::BFloat16*>(weight), sums_, true);
+    const bool fits = p_.K == depth_ && (rows == kRowBlock || !SmallProduct::kWholeRows);
+    const uint16_t* x = p_.x + n * p_.x_stride;
+    const int64_t stride = fits ? p_.x_stride : depth_;
+    if (!fits) x = padded(x, rows);
+    if (p_.wide && !p_.bias && rows == kRowBlock && first + kColumnBlock <= p_.O) { // nothing to do with the sums
+      multiply_(x, stride, rows, weight, depth_, static_cast<float*>(p_.out) + n * p_.O + first, p_.O, ahead);
+      return;
+    }
+    multiply_(x, stride, rows, weight, depth_, sums_, kColumnBlock, ahead);
     if (p_.wide) finish(static_cast<float*>(p_.out), n, rows, first);
     else finish(static_cast<uint16_t*>(p_.out), n, rows, first);
   }
 
-  // Rows past `rows` hold what was there before: their sums are not looked at.
+  // Rows past `rows` hold what was there before: their sums are not looked at. Inputs past K are zero, always.
   const uint16_t* padded(const uint16_t* x, int64_t rows) {
     if (kept_ != x)
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(rows_ + r * p_.K, x + r * p_.x_stride, p_.K * sizeof(*x));
+      for (int64_t r = 0; r < rows; ++r) std::memcpy(rows_ + r * depth_, x + r * p_.x_stride, p_.K * sizeof(*x));
     kept_ = x;
     return rows_;
   }
@@ -117,7 +122,9 @@ class Worker {
 
   const Product& p_;
   const int64_t chunk_; // rows
+  const int64_t depth_; // inputs of a panel
   Scratch scratch_;
+  SmallProduct multiply_;
   float* sums_;
   uint16_t *panel_, *rows_;
   int64_t packed_ = -1;
@@ -128,9 +135,11 @@ int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 } // namespace
 
+Panels panels_of(int64_t O, int64_t K) { return {blocks(O, kColumnBlock), deep(K), kColumnBlock}; }
+
 void pack_panels(const uint16_t* weight, int64_t stride, int64_t O, int64_t K, uint16_t* panels) {
   share(blocks(O, kColumnBlock), (double)O * K, 1e5, [&] {
-    return [&](int64_t i) { pack_panel(weight, stride, O, K, i * kColumnBlock, panels + i * K * kColumnBlock); };
+    return [&](int64_t i) { pack_panel(weight, stride, O, K, i * kColumnBlock, panels + i * deep(K) * kColumnBlock); };
   });
 }
 
@@ -139,15 +148,19 @@ void multiply(const Product& given) {
   std::unique_ptr<Scratch> copy;
   const int64_t panels = blocks(p.O, kColumnBlock);
   if (!p.panels && p.N > kFused) {
-    copy = std::make_unique<Scratch>(panels * kColumnBlock * p.K / 2);
+    copy = std::make_unique<Scratch>(panels * kColumnBlock * deep(p.K) / 2);
     uint16_t* to = reinterpret_cast<uint16_t*>(copy->take(0));
     pack_panels(p.weight, p.weight_stride, p.O, p.K, to);
     p.panels = to;
   }
   const int64_t near = kNear / (2 * p.K), chunk = std::max<int64_t>(1, near / kRowBlock) * kRowBlock;
   const int64_t chunks = blocks(p.N, chunk), group = std::max<int64_t>(1, near / kColumnBlock);
-  // Rows of x stay while panels pass; unpacked, a panel stays while the (few) rows pass.
-  const int64_t several = p.panels && chunks * panels >= 4 * group * at::get_num_threads() ? group : 1;
+  // Few rows: each thread reads one stretch of the weight. More: rows of x stay while a group of panels passes;
+  // unpacked, a panel stays while the rows pass.
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t several = p.panels && p.N <= kFew                        ? blocks(panels, threads)
+                          : p.panels && chunks * panels >= 4 * group * threads ? group
+                                                                               : 1;
   const int64_t groups = blocks(panels, several);
   share(chunks * groups, (double)p.N * p.O * p.K, kGrain, [&] {
     return [&, worker = std::make_unique<Worker>(p, chunk)](int64_t item) {

@@ -5,11 +5,14 @@
 
 namespace lockstep {
 
-constexpr int kRowBlock = 32;    // rows of one small product, always: the last block is padded
-constexpr int kColumnBlock = 64; // outputs of one panel of a weight
+// The shape of a packed weight [O, K]: panels of `columns` outputs, each [depth / 2, columns, 2]: the pairs of inputs
+// that one instruction takes, side by side. O and K are padded with zeros; K must be even.
+struct Panels {
+  int64_t count, depth, columns;
+};
 
-// A weight [O, K] as panels [O / 64, K / 2, 64, 2]: the pairs of inputs that one instruction takes, side by side.
-// O is padded with zeros; K must be even.
+Panels panels_of(int64_t O, int64_t K);
+
 void pack_panels(const uint16_t* weight, int64_t stride, int64_t O, int64_t K, uint16_t* panels);
 
 struct Product {
