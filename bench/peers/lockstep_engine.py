@@ -1,4 +1,4 @@
-"""Lockstep's engine as a contestant: rollouts with processed logprobs, as `lockstep train` draws them.
+"""Lockstep's engine as a contestant: rollouts with logprobs under the contract of `lockstep train`.
 
 In: settings and rounds (protocol.py). Out: seconds, tokens, logprobs.
 """
@@ -8,17 +8,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from protocol import Contestant, serve
 
+import lockstep
 
-def start(model: str, threads: int, max_tokens: int, max_length: int, **_: Any) -> tuple[Contestant, dict[str, str]]:
-    """An engine in its default configuration, with room for all sequences at once."""
-    import torch
 
-    import lockstep
-
+def start(model: str, threads: int, max_tokens: int, **_: Any) -> tuple[Contestant, dict[str, str]]:
+    """An engine in its default configuration."""
     torch.set_num_threads(threads)
-    engine = lockstep.Engine.load(model, max_context=max_length, max_sequences=256)
+    engine = lockstep.Engine.load(model)
 
     def contestant(prompts: list[list[int]], temperature: float, seed: int, **_: Any) -> dict[str, Any]:
         params = lockstep.SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=True, seed=seed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -44,10 +43,4 @@ def serve(start: Callable[..., tuple[Contestant, dict[str, str]]]) -> None:
     contestant, versions = start(**settings)
     channel.answer(versions=versions)
     while (ask := channel.asked()) is not None:
-        found = contestant(**ask)
-        channel.answer(**found, peak_gb=_peak_gb())
-
-
-def _peak_gb() -> float:
-    """Of this process and the largest of its children, in GiB."""
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+        channel.answer(**contestant(**ask))

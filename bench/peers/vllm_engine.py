@@ -1,28 +1,21 @@
 """vLLM's CPU backend as a contestant: offline `LLM`, compiled, processed logprobs of the drawn tokens.
 
-In: settings and rounds (protocol.py). Out: seconds, tokens, logprobs.
+In: settings and rounds (protocol.py). Out: seconds, tokens, logprobs. The environment variables that decide how it
+runs are those of bench/rollout.py.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
+import torch
+import vllm  # pyright: ignore[reportMissingImports]
 from protocol import Contestant, serve
 
 
-def start(model: str, threads: int, max_tokens: int, max_length: int, **_: Any) -> tuple[Contestant, dict[str, str]]:
+def start(model: str, max_tokens: int, max_length: int, **_: Any) -> tuple[Contestant, dict[str, str]]:
     """An engine with room for all sequences at once, so that nothing waits and nothing is preempted."""
-    os.environ |= {
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    import torch
-    import vllm
-
     engine = vllm.LLM(
         model,
         dtype="bfloat16",
@@ -34,10 +27,11 @@ def start(model: str, threads: int, max_tokens: int, max_length: int, **_: Any) 
         seed=0,
     )
 
-    def contestant(prompts: list[list[int]], temperature: float, seed: int, **_: Any) -> dict[str, Any]:
+    def contestant(prompts: list[list[int]], temperature: float, **_: Any) -> dict[str, Any]:
         params = vllm.SamplingParams(
-            temperature=temperature, max_tokens=max_tokens, ignore_eos=True, seed=None, logprobs=0, detokenize=False
-        )
+            # A seed for each request would be honest too, but slower: vLLM then draws row by row.
+            temperature=temperature, max_tokens=max_tokens, ignore_eos=True, seed=None, logprobs=0, detokenize=False,
+        )  # fmt: skip
         began = time.perf_counter()
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         seconds = time.perf_counter() - began

@@ -1,0 +1,1 @@
+"""Benchmarks: one command per row of the README's table, ours and the peers side by side in one run."""

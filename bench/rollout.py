@@ -1,0 +1,78 @@
+"""`make bench-rollout`: 64 prompts, 128 new tokens each, T=0.8, the logprob of every drawn token.
+
+In: options. Out: a `Result`: tokens a second, ours against vLLM's CPU backend and transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+from bench import result
+from bench.contest import hold
+from bench.contestant import Entrant
+from bench.options import OURS, Options, announce, entrant
+from bench.referee import Referee, require_alike
+from bench.result import Line, Result
+from bench.workload import Workload
+from lockstep import models
+from lockstep.core import SamplingParams
+
+ROW = "rollout"
+TEMPERATURE = 0.8
+VLLM, TRANSFORMERS, BARE = "vLLM (CPU)", "transformers", "transformers (no logprobs)"
+NAMES = (OURS, VLLM, TRANSFORMERS, BARE)
+BARS = {VLLM: 2.0, TRANSFORMERS: 3.0, BARE: 3.0}
+VLLM_VARIABLES = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB: nothing is preempted
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+
+def run(options: Options) -> Result:
+    """Hold the contest. Raises `ContestantFailed` and `Unfair`."""
+    model = models.load(options.model)
+    work = Workload(8, 20, 60) if options.trial else Workload(64, 20, 60)
+    tokens = 16 if options.trial else 128
+    entrants = [_entrant(name, str(model.path), tokens, options) for name in options.chosen(NAMES)]
+
+    def question(number: int) -> dict[str, object]:
+        return {"prompts": work.prompts(model.tokenizer, number), "temperature": TEMPERATURE, "seed": number}
+
+    standings = hold(entrants, question, options.rounds, options.logs(ROW), announce)
+    referee, params = Referee(model), SamplingParams(temperature=TEMPERATURE, max_tokens=tokens, ignore_eos=True)
+    found = {
+        name: referee.judge(name, work.prompts(model.tokenizer, 1), standing.answers[1], params)
+        for name, standing in standings.items()
+    }
+    require_alike(found)
+    line = Line("rollouts, logprobs on", "tokens/s", work.count * tokens)
+    return Result(
+        ROW,
+        {"model": options.model, "workload": asdict(work), "new_tokens": tokens, "temperature": TEMPERATURE}
+        | {"rounds": options.rounds, "threads": options.threads},
+        {name: result.record(standing) for name, standing in standings.items()},
+        result.comparisons(line, standings, OURS, BARS),
+        {name: asdict(sanity) for name, sanity in found.items()},
+        (f"{BARE} reports nothing about its tokens; the others report the logprob of each under the same contract.",)
+        if BARE in standings
+        else (),
+    )
+
+
+def _entrant(name: str, model: str, tokens: int, options: Options) -> Entrant:
+    settings = {"model": model, "threads": options.threads, "max_tokens": tokens, "max_length": 60 + tokens}
+    variables = options.variables()
+    if name == OURS:
+        return entrant(name, "lockstep_engine", None, settings, variables)
+    if name == VLLM:
+        return entrant(name, "vllm_engine", "vllm", settings, variables | VLLM_VARIABLES | _cores(options.threads))
+    return entrant(
+        name, "transformers_generate", "transformers", settings | {"logprobs": name == TRANSFORMERS}, variables
+    )
+
+
+def _cores(threads: int) -> dict[str, str]:
+    """vLLM binds a thread to each of the cores it is given."""
+    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:threads])}
