@@ -6,10 +6,11 @@ READY := .venv/.ready
 ARGS ?= --fresh # an earlier run is moved aside; `make train ARGS=--resume` goes on with it
 
 .DEFAULT_GOAL := help
-.PHONY: help train tiny test test-slow check prove format docs clean
+.PHONY: help train tiny test test-slow check prove format docs clean \
+	bench bench-rollout bench-train bench-learn bench-decode1 bench-table
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # torch first and by itself, so that the build this machine's pip is set up for is taken and later kept.
 $(READY): pyproject.toml constraints.txt
@@ -43,6 +44,25 @@ prove: $(READY) ## the long proofs: schedules, wrong bits, kills, a million toke
 	$(BIN)/lockstep prove kills 50
 	$(BIN)/lockstep prove kills 50 --executor processes
 	$(BIN)/lockstep prove tokens 1000000
+
+# Each peer gets an environment of its own, once. `make bench-rollout BENCH="--trial"` only sees whether all of it runs.
+BENCH ?=
+bench: bench-rollout bench-train bench-decode1 ## every row of the table of peers but `learn`, which takes hours
+
+bench-rollout: $(READY) ## rollouts against vLLM's CPU backend and transformers
+	$(BIN)/python -m bench rollout $(BENCH)
+
+bench-train: $(READY) ## a GRPO step against TRL
+	$(BIN)/python -m bench train $(BENCH)
+
+bench-learn: $(READY) ## seconds to a held-out accuracy against TRL, 3 seeds (hours)
+	$(BIN)/python -m bench learn $(BENCH)
+
+bench-decode1: $(READY) ## batch-1 decode against llama.cpp
+	$(BIN)/python -m bench decode1 $(BENCH)
+
+bench-table: $(READY) ## rewrite the README's table from bench/results
+	$(BIN)/python -m bench table
 
 format: $(READY) ## rewrite in house format
 	$(BIN)/ruff check --fix-only .

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     options = Options(chosen.model, rounds, chosen.threads or num_cores(), tuple(chosen.only), chosen.trial)
     try:
         found = importlib.import_module(f"bench.{chosen.row}").run(options)
-        if options.trial:
+        if options.trial or chosen.print:
             sys.stdout.write(orjson.dumps(found.tree(), option=orjson.OPT_INDENT_2).decode() + "\n")
         else:
             announce(f"written: {found.write().name}; `make bench-table` puts it into the README")
@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=0, help="counted ones; those of `learn` are seeds")
     parser.add_argument("--threads", type=int, default=0, help="of everybody; 0: one a core")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this peer (may be repeated)")
-    parser.add_argument("--trial", action="store_true", help="a tiny amount of work; prints, and writes no result")
+    parser.add_argument("--print", action="store_true", help="the result as JSON on stdout; none is written")
+    parser.add_argument("--trial", action="store_true", help="a tiny amount of work, printed as above")
     return parser
 
 

@@ -37,12 +37,16 @@ class Options:
         """Environment variables of everybody: one size of thread pool, no hub."""
         return {"OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-    def chosen(self, names: Sequence[str]) -> list[str]:
-        """The contestants of a row that take part, ours first. Raises `InputError` for a name that it lacks."""
+    def chosen(self, names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+        """The contestants of a row that take part, ours first; `others` only if they are named.
+
+        Raises `InputError` for a name that the row lacks.
+        """
+        names = [*names, *(other for other in others if other in self.only)]
         for name in self.only:
             if name not in names:
                 do = "Drop it from --only"
-                expected = ", ".join(names)
+                expected = ", ".join((*names, *others))
                 raise InputError(message(f"contestant ({name})", "no such one", got=name, expected=expected, do=do))
         return [name for name in names if not self.only or name in self.only or name == OURS]
 

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lockstep"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+BENCH = sorted((ROOT / "bench").rglob("*.py"))
+PEERS = sorted((ROOT / "bench" / "peers").rglob("*.py"))  # run in environments of others, by their habits
 
 LEVELS = (
     ("core", "sampling_params", "weight_update", "numerics", "config", "toml_tree", "errors"),  # vocabulary
@@ -133,7 +135,7 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def sizes() -> Iterator[tuple[str, int, int]]:
     """(what, size, budget) of every file and function."""
-    for path in SOURCES:
+    for path in [*SOURCES, *BENCH]:
         yield name_of(path), len(path.read_text(encoding="utf-8").splitlines()), MAX_FILE
         for name, node in functions(path):
             assert node.end_lineno is not None
@@ -152,6 +154,14 @@ def test_imports_point_downwards():
         if LEVEL_OF[target] >= LEVEL_OF[source] and (source, target) not in SIDEWAYS
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_library_knows_nothing_of_its_benchmarks():
+    code = {path: path.read_text(encoding="utf-8") for path in SOURCES}
+    wrong = [
+        name_of(path) for path, text in code.items() if re.search(r"^\s*(import|from) bench\b", text, re.MULTILINE)
+    ]
+    assert not wrong, wrong
 
 
 def test_sideways_imports_only_shrink():
@@ -194,20 +204,24 @@ def test_budgets():
 
 
 def test_more_lines_of_test_than_of_source():
-    source, tests = (sum(len(p.read_text(encoding="utf-8").splitlines()) for p in paths) for paths in (SOURCES, TESTS))
+    everything = ([*SOURCES, *BENCH], TESTS)
+    source, tests = (sum(len(p.read_text(encoding="utf-8").splitlines()) for p in paths) for paths in everything)
     assert tests >= source, f"{source} lines of source, {tests} of tests"
 
 
 def test_names_say_what_is_inside():
     names = [
-        path for path in SOURCES for part in path.relative_to(PACKAGE).with_suffix("").parts if part in UNWELCOME_NAMES
+        path
+        for path in [*SOURCES, *BENCH]
+        for part in path.relative_to(ROOT).with_suffix("").parts
+        if part in UNWELCOME_NAMES
     ]
     assert not names, [name_of(path) for path in names]
 
 
 def test_everything_public_is_documented():
     missing = []
-    for path in SOURCES:
+    for path in [*SOURCES, *BENCH]:
         if not ast.get_docstring(tree_of(path)):
             missing.append(f"{name_of(path)}: module")
         for node in tree_of(path).body:
@@ -266,7 +280,8 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_forbidden_in_library_code(rule):
-    paths = [path for path in SOURCES if name_of(path) != RULES[rule]]
+    own = [path for path in BENCH if path not in PEERS]
+    paths = [path for path in [*SOURCES, *own] if name_of(path) != RULES[rule]]
     wrong = [f"{name_of(path)}:{line}: {why}" for path in paths for line, why in rule(tree_of(path))]
     assert not wrong, "\n".join(wrong)
 

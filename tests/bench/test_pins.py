@@ -1,0 +1,24 @@
+"""Every peer is pinned to the version, and torch is the one that Lockstep runs on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.environment import PEERS, RECIPES, pins_of
+
+FILES = sorted(PEERS.glob("*.txt"))
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_exact_versions(file):
+    for line in file.read_text().splitlines():
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", line), line
+    assert pins_of(file, "torch") in ([], pins_of(CONSTRAINTS, "torch"))
+
+
+def test_recipes_are_of_peers():
+    assert set(RECIPES) <= {file.stem for file in FILES}
