@@ -21,6 +21,7 @@ constexpr int64_t kNear = 384 << 10; // bytes of rows, and of panels, that stay 
 constexpr int64_t kFused = 512;
 constexpr int64_t kFew = 64;   // rows whose time is that of reading the weight
 constexpr double kGrain = 4e6; // multiplications that pay for waking a thread
+constexpr int64_t kReading = 16; // rows whose multiplications take as long as reading the weight does
 
 // One panel: columns [first, first + 64) of the weight's outputs.
 void pack_panel(const uint16_t* weight, int64_t stride, int64_t O, int64_t K, int64_t first, uint16_t* panel) {
@@ -48,10 +49,10 @@ class Worker {
  public:
   Worker(const Product& p, int64_t chunk)
       : p_(p), chunk_(chunk), depth_(deep(p.K)),
-        scratch_(kRowBlock * kColumnBlock + (kRowBlock + kColumnBlock) * (depth_ + 2 * kLanes) / 2) {
+        scratch_(kRowBlock * kColumnBlock + (kSlots * kRowBlock + kColumnBlock) * depth_ / 2) {
     sums_ = scratch_.take(kRowBlock * kColumnBlock);
     panel_ = reinterpret_cast<uint16_t*>(scratch_.take(kColumnBlock * depth_ / 2));
-    rows_ = reinterpret_cast<uint16_t*>(scratch_.take(kRowBlock * depth_ / 2));
+    rows_ = reinterpret_cast<uint16_t*>(scratch_.take(kSlots * kRowBlock * depth_ / 2));
   }
   Worker(const Worker&) = delete;
 
@@ -82,25 +83,25 @@ class Worker {
       if (packed_ != panel) pack_panel(p_.weight, p_.weight_stride, p_.O, p_.K, first, panel_);
       packed_ = panel, weight = panel_;
     }
-    const bool fits = p_.K == depth_ && (rows == kRowBlock || !SmallProduct::kWholeRows);
-    const uint16_t* x = p_.x + n * p_.x_stride;
-    const int64_t stride = fits ? p_.x_stride : depth_;
-    if (!fits) x = padded(x, rows);
+    const Block x = laid(n, rows);
     if (p_.wide && !p_.bias && rows == kRowBlock && first + kColumnBlock <= p_.O) { // nothing to do with the sums
-      multiply_(x, stride, rows, weight, depth_, static_cast<float*>(p_.out) + n * p_.O + first, p_.O, ahead);
+      multiply_(x, rows, weight, depth_, static_cast<float*>(p_.out) + n * p_.O + first, p_.O, ahead);
       return;
     }
-    multiply_(x, stride, rows, weight, depth_, sums_, kColumnBlock, ahead);
+    multiply_(x, rows, weight, depth_, sums_, kColumnBlock, ahead);
     if (p_.wide) finish(static_cast<float*>(p_.out), n, rows, first);
     else finish(static_cast<uint16_t*>(p_.out), n, rows, first);
   }
 
-  // Rows past `rows` hold what was there before: their sums are not looked at. Inputs past K are zero, always.
-  const uint16_t* padded(const uint16_t* x, int64_t rows) {
-    if (kept_ != x)
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(rows_ + r * depth_, x + r * p_.x_stride, p_.K * sizeof(*x));
-    kept_ = x;
-    return rows_;
+  // Rows are laid out once for all panels that follow; few rows all stay.
+  Block laid(int64_t n, int64_t rows) {
+    const int slot = (int)(n / kRowBlock % kSlots);
+    if (laid_[slot] != n) {
+      uint16_t* to = rows_ + slot * kRowBlock * depth_;
+      block_[slot] = SmallProduct::lay(p_.x + n * p_.x_stride, p_.x_stride, (int)rows, p_.K, p_.N > kFew, to);
+    }
+    laid_[slot] = n;
+    return block_[slot];
   }
 
   // Bias, rounding, and out they go.
@@ -128,7 +129,9 @@ class Worker {
   float* sums_;
   uint16_t *panel_, *rows_;
   int64_t packed_ = -1;
-  const uint16_t* kept_ = nullptr;
+  static constexpr int kSlots = kFew / kRowBlock;
+  Block block_[kSlots];
+  int64_t laid_[kSlots] = {-1, -1};
 };
 
 int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -162,7 +165,7 @@ void multiply(const Product& given) {
                           : p.panels && chunks * panels >= 4 * group * threads ? group
                                                                                : 1;
   const int64_t groups = blocks(panels, several);
-  share(chunks * groups, (double)p.N * p.O * p.K, kGrain, [&] {
+  share(chunks * groups, (double)std::max(p.N, kReading) * p.O * p.K, kGrain, [&] {
     return [&, worker = std::make_unique<Worker>(p, chunk)](int64_t item) {
       const int64_t rows = p.panels ? item / groups : item % chunks, first = p.panels ? item % groups : item / chunks;
       worker->run(rows, first * several, std::min(panels, (first + 1) * several));

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
 #define LOCKSTEP_AMX 1
@@ -41,13 +42,17 @@ struct Ahead {
   int64_t each = 0; // lines for every kDepth inputs
 };
 
+// Up to 32 rows as the product takes them: `stride` from one row to the next, `step` from kDepth inputs to the next.
+struct Block {
+  const uint16_t* rows;
+  int64_t stride, step;
+};
+
 #if LOCKSTEP_AMX
 
 // What a thread needs to use tiles: the kernel's permission, once a process, and the shape of the tiles.
 class SmallProduct {
  public:
-  static constexpr bool kWholeRows = false; // fewer than 32 rows are taken as they are
-
   SmallProduct() {
     static std::once_flag asked;
     static long refused;
@@ -58,12 +63,24 @@ class SmallProduct {
   ~SmallProduct() { _tile_release(); }
   SmallProduct(const SmallProduct&) = delete;
 
-  // sums[r][c] for `rows` rows of x, `stride` apart and K inputs wide (a multiple of kDepth); sums are `width` apart.
-  void operator()(const uint16_t* x, int64_t stride, int rows, const uint16_t* panel, int64_t K, float* sums,
-                  int64_t width, Ahead& ahead) {
+  // As tiles, side by side in `to` [deep(K) / 32, 32, 32], which is zero past K: the rows of a decode step are read once
+  // for each panel, and a stretch of memory is read faster than rows far apart. Many rows stay where they are.
+  static Block lay(const uint16_t* x, int64_t stride, int rows, int64_t K, bool many, uint16_t* to) {
+    if (many && K == deep(K)) return {x, stride, kDepth};
+    const int64_t whole = K / kDepth * kDepth;
+    for (int r = 0; r < rows; ++r, x += stride) {
+      uint16_t* row = to + r * kDepth;
+      for (int64_t k = 0; k < whole; k += kDepth) std::memcpy(row + k * kRowBlock, x + k, kDepth * sizeof(*x));
+      if (whole < K) std::memcpy(row + whole * kRowBlock, x + whole, (K - whole) * sizeof(*x));
+    }
+    return {to, kDepth, kRowBlock * kDepth};
+  }
+
+  // sums[r][c] of `rows` rows; K is deep, rows of sums are `width` apart.
+  void operator()(Block block, int rows, const uint16_t* panel, int64_t K, float* sums, int64_t width, Ahead& ahead) {
     shape(rows);
-    if (rows > 16) run<true>(x, stride, panel, K, sums, width, ahead);
-    else run<false>(x, stride, panel, K, sums, width, ahead);
+    if (rows > 16) run<true>(block, panel, K, sums, width, ahead);
+    else run<false>(block, panel, K, sums, width, ahead);
   }
 
  private:
@@ -83,8 +100,8 @@ class SmallProduct {
   }
 
   template <bool Lower>
-  static void run(const uint16_t* x, int64_t stride, const uint16_t* panel, int64_t K, float* sums, int64_t width,
-                  Ahead& ahead) {
+  static void run(Block block, const uint16_t* panel, int64_t K, float* sums, int64_t width, Ahead& ahead) {
+    const uint16_t *upper = block.rows, *lower = upper + 16 * block.stride;
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (Lower) {
@@ -92,17 +109,18 @@ class SmallProduct {
       _tile_zero(3);
     }
     const char* next = ahead.next;
-    for (int64_t k = 0; k < K; k += kDepth, x += kDepth, panel += kDepth * kColumnBlock) {
+    for (int64_t k = 0; k < K; k += kDepth, upper += block.step, panel += kDepth * kColumnBlock) {
       for (int64_t i = 0; i < ahead.each; ++i, next += 64) __builtin_prefetch(next, 0, 2);
-      _tile_loadd(4, x, 2 * stride);
+      _tile_loadd(4, upper, 2 * block.stride);
       _tile_loadd(6, panel, 4 * kColumnBlock);
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, panel + kColumnBlock, 4 * kColumnBlock);
       _tile_dpbf16ps(1, 4, 7);
       if constexpr (Lower) {
-        _tile_loadd(5, x + 16 * stride, 2 * stride);
+        _tile_loadd(5, lower, 2 * block.stride);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        lower += block.step;
       }
     }
     ahead.next = next;
@@ -121,18 +139,22 @@ class SmallProduct {
 
 class SmallProduct {
  public:
-  static constexpr bool kWholeRows = true; // x must have 32 rows, whatever they hold
-
   SmallProduct() = default;
   ~SmallProduct() { at::native::cpublas::brgemm_release(true); } // what the library keeps is this thread's
   SmallProduct(const SmallProduct&) = delete;
 
-  void operator()(const uint16_t* x, int64_t stride, int, const uint16_t* panel, int64_t K, float* sums, int64_t width,
-                  Ahead& ahead) {
+  // 32 rows are taken as they are; fewer go into `to`, where the others hold what was there before.
+  static Block lay(const uint16_t* x, int64_t stride, int rows, int64_t K, bool, uint16_t* to) {
+    if (rows == kRowBlock) return {x, stride, kDepth};
+    for (int r = 0; r < rows; ++r) std::memcpy(to + r * K, x + r * stride, K * sizeof(*x));
+    return {to, K, kDepth};
+  }
+
+  void operator()(Block block, int, const uint16_t* panel, int64_t K, float* sums, int64_t width, Ahead& ahead) {
     for (int64_t i = 0; i < ahead.each * (K / kDepth); ++i, ahead.next += 64) __builtin_prefetch(ahead.next, 0, 2);
-    at::native::cpublas::brgemm(kRowBlock, kColumnBlock, K, stride, kColumnBlock, width, false,
-                                reinterpret_cast<const at::BFloat16*>(x), reinterpret_cast<const at::BFloat16*>(panel),
-                                sums, true);
+    at::native::cpublas::brgemm(kRowBlock, kColumnBlock, K, block.stride, kColumnBlock, width, false,
+                                reinterpret_cast<const at::BFloat16*>(block.rows),
+                                reinterpret_cast<const at::BFloat16*>(panel), sums, true);
   }
 };
 
