@@ -24,6 +24,8 @@ TRL, TRL_MASTERS = "TRL", "TRL (fp32 weights)"
 """TRL with weights and moments in bf16, the fastest, in which most of the updates at this rate are rounded away; and
 with both in fp32 under autocast, which is what our fp32 masters are to be compared with."""
 NAMES = (OURS, TRL, TRL_MASTERS)
+MICRO_BATCH = 8
+"""Of TRL, in completions: in trials of one thread faster than 16 or all 64 at once."""
 
 
 def configuration(options: Options, steps: int, seed: int) -> RunConfig:
@@ -55,6 +57,7 @@ def trainer(name: str, config: RunConfig, options: Options) -> Entrant:
         "threads": options.threads,
         "seed": config.seed,
         "weights": "float32" if name == TRL_MASTERS else "bfloat16",
+        "micro_batch": MICRO_BATCH,
         "num_prompts": config.num_prompts_per_step,
         "num_generations": config.num_generations,
         "max_tokens": config.sampling.max_tokens,

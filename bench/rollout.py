@@ -6,7 +6,9 @@ In: options. Out: a `Result`: tokens a second, ours against vLLM's CPU backend a
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from bench import result
 from bench.contest import hold
@@ -70,7 +72,8 @@ def _entrant(name: str, model: str, tokens: int, options: Options) -> Entrant:
         return entrant(name, "lockstep_engine", None, settings, variables)
     if name in (VLLM, TWO_PROCESSES):
         apart = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0" if name == VLLM else "1"}
-        return entrant(name, "vllm_engine", "vllm", settings, variables | VLLM_VARIABLES | apart | _cores(options))
+        found = entrant(name, "vllm_engine", "vllm", settings, variables | VLLM_VARIABLES | apart | _cores(options))
+        return replace(found, variables={**found.variables, **preloaded(found.python)})
     return entrant(
         name, "transformers_generate", "transformers", settings | {"logprobs": name == TRANSFORMERS}, variables
     )
@@ -81,3 +84,15 @@ def _cores(options: Options) -> dict[str, str]:
     return {
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[: options.threads])
     }
+
+
+def preloaded(python: Path, system: Path = Path("/usr/lib")) -> dict[str, str]:
+    """The libraries that vLLM asks for at its start "for best performance": Intel's OpenMP, which comes with it, and
+    tcmalloc, if the system has it (Debian: libtcmalloc-minimal4)."""
+
+    def there() -> Iterator[Path]:
+        yield from sorted(system.glob("*/libtcmalloc_minimal.so.4"))[:1]
+        yield from sorted((python.parents[1] / "lib").glob("libiomp5.so"))
+
+    found = ":".join(map(str, there()))
+    return {"LD_PRELOAD": found} if found else {}

@@ -4,9 +4,9 @@ In: the prompts of every step in order, settings, then what pacer.py takes. Out:
 between `on_step_begin` and `on_step_end`: rollout, reward, forward and backward, optimizer. Its logging is outside of
 the clock.
 
-Set for speed where the algorithm stays the same: the weights in the dtype that is asked for, all completions in one
-forward (so that TRL needs no second forward for old logprobs), no reference model, no gradient checkpointing, nothing
-saved or reported.
+Set for speed where the algorithm stays the same: the weights in the dtype that is asked for, microbatches of the size
+that was the fastest, all of one rollout (so that TRL needs no second forward for old logprobs), no reference model, no
+gradient checkpointing, nothing saved or reported.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def _trainer(settings: dict[str, Any], directory: str) -> tuple[Any, Counted]:
     completions = settings["num_prompts"] * settings["num_generations"]
     config = trl.GRPOConfig(
         output_dir=directory, use_cpu=True, bf16=full, seed=settings["seed"],
-        per_device_train_batch_size=completions, num_generations=settings["num_generations"],
+        per_device_train_batch_size=settings["micro_batch"],
+        gradient_accumulation_steps=completions // settings["micro_batch"], num_generations=settings["num_generations"],
         max_completion_length=settings["max_tokens"], max_steps=len(rows) // settings["num_prompts"],
         temperature=1.0, top_p=1.0, top_k=0, shuffle_dataset=False,
         loss_type="grpo", beta=0.0, epsilon=0.2, num_iterations=1, scale_rewards="group",

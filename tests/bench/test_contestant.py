@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from bench.contestant import Contestant, ContestantFailed, group_peak_gib
+
+ROOT = Path(__file__).parents[2]
 
 ECHO = """
 def start(**settings):
@@ -146,6 +150,32 @@ def test_closing_twice_is_safe(scripted, tmp_path):
     one.start()
     one.close()
     one.close()
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from bench.contestant import Contestant, Entrant
+one = Contestant(Entrant("one", Path(sys.executable), Path(sys.argv[1]), {}), Path(sys.argv[2]))
+print(one.start()["pid"], flush=True)
+one.pause()
+print("paused", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_paused_one_does_not_outlive_us(scripted, tmp_path):
+    script = scripted("serve(lambda **_: (lambda **ask: {'seconds': 1}, {'pid': str(os.getpid())}))").script
+    command = [sys.executable, "-c", PARENT, str(script), str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "paused\n"
+        parent.kill()
+    deadline = time.monotonic() + 5.0
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(child)
 
 
 def test_memory_of_no_group_is_unknown():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 import pytest
 from hypothesis import given
@@ -79,4 +81,8 @@ def test_a_record_holds_every_round_and_no_place_of_this_machine(standing):
     found = record(standing("peer", 5.0, 1.0, 3.0, model="/a/place", gguf="/another", threads=2))
     assert found["warm_up_seconds"] == 5.0 and found["seconds"] == [1.0, 3.0] and found["median_seconds"] == 2.0
     assert found["settings"] == {"threads": 2} and found["peak_gib"] == 1.5
+    one = standing("peer", 1.0, 1.0)
+    preload = replace(one, entrant=replace(one.entrant, variables={"LD_PRELOAD": "/place/a:/b"}))
+    assert record(preload)["variables"] == {"LD_PRELOAD": "a:b"}
+    assert b"place" not in orjson.dumps(record(preload))
     assert b"place" not in orjson.dumps(found)
