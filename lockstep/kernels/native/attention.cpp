@@ -57,18 +57,32 @@ class Walk {
     for (int j = 0; j < tile.blocks; ++j) {
       const int64_t first_key = (int64_t)j * kBlock;
       const int count = (int)std::min<int64_t>(kBlock, tile.seen + tile.rows - 1 - first_key);
+      const int64_t next = tile.table[std::min(j + 1, tile.blocks - 1)];
       const T* rows[kBlock];
       point(p_.k, tile.table[j], head, count, rows);
+      ask(p_.k, next, head, 0);
       turn(rows, count, D, keys_);
+      ask(p_.k, next, head, kBlock / 2);
       point(p_.v, tile.table[j], head, count, rows);
       straighten(rows, count, D, values_);
+      ask(p_.v, next, head, 0);
       const int64_t blind = std::max<int64_t>(0, first_key - tile.seen + 1); // rows that see nothing of this block
       by_rows((int)blind * G, M, [&](auto R, int m) { step<decltype(R)::value>(tile, m, first_key); });
+      ask(p_.v, next, head, kBlock / 2);
     }
     end(tile, head);
   }
 
  private:
+  // Half the keys of the block that comes next: pages lie anywhere, so that nobody else asks for them in time. Asking for
+  // all at once would fill the queue of the cache and stop the work in hand.
+  LOCKSTEP_INLINE void ask(const Source<T>& source, int64_t block, int head, int first) const {
+    for (int s = first; s < first + kBlock / 2; ++s) {
+      const char* row = reinterpret_cast<const char*>(source.at(block, head, s));
+      for (size_t at = 0; at < p_.heads.dim * sizeof(T); at += 64) __builtin_prefetch(row + at, 0, 3);
+    }
+  }
+
   void begin(const Tile& tile, int head) {
     const int G = p_.heads.group(), D = p_.heads.dim;
     for (int i = 0; i < tile.rows; ++i)
