@@ -37,8 +37,7 @@ def last_hidden(step: Step, generation: Generation, arch: Architecture, kv: KeyV
 
     def attention(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         keys, values = kv.layers[layer]
-        write_kv(keys, k_TKD, slots_T)
-        write_kv(values, v_TKD, slots_T)
+        write_kv((keys, values), k_TKD, v_TKD, slots_T)
         return paged_attention(q_THD, keys, values, tiles, scale)
 
     hidden_TE = hidden_states(generation.prepared.operands, arch, ids_T, positions_T, attention)

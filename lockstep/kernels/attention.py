@@ -94,13 +94,14 @@ def slots(starts: Sequence[int], counts: Sequence[int], tables: Sequence[Sequenc
     return torch.from_numpy(np.concatenate(out))
 
 
-def write_kv(cache_NKBD: Tensor, rows_TKD: Tensor, slots_T: Tensor) -> None:
-    """Store each row in its slot, in place."""
-    operators = operators_for(cache_NKBD, rows_TKD)
-    if operators is None:
+def write_kv(cache: tuple[Tensor, Tensor], k_TKD: Tensor, v_TKD: Tensor, slots_T: Tensor) -> None:
+    """Store each row in its slot of keys and values [N, K, B, D], in place."""
+    operators = operators_for(*cache, k_TKD, v_TKD)
+    if operators is not None:
+        operators.write_kv(*cache, k_TKD, v_TKD, slots_T)
+        return
+    for cache_NKBD, rows_TKD in zip(cache, (k_TKD, v_TKD), strict=True):
         cache_NKBD[slots_T // KEY_BLOCK, :, slots_T % KEY_BLOCK] = rows_TKD
-    else:
-        operators.write_kv(cache_NKBD, rows_TKD, slots_T)
 
 
 def paged_attention(q_THD: Tensor, k_NKBD: Tensor, v_NKBD: Tensor, tiles: Tiles, scale: float) -> Tensor:

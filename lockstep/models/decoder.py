@@ -21,7 +21,7 @@ from torch import Tensor
 from lockstep.kernels.activation import silu_mul
 from lockstep.kernels.embedding import embed
 from lockstep.kernels.linear import Packed, linear
-from lockstep.kernels.norm import rms_norm
+from lockstep.kernels.norm import add_rms_norm, rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
 from lockstep.models.architecture import Architecture
 
@@ -38,15 +38,15 @@ def hidden_states(
     """Hidden states after the final norm, [T, E] in the dtype of the parameters."""
     x_TE = embed(_plain(params, "embedding"), ids_T)
     cos, sin = rotation(frequencies(arch).to(ids_T.device), positions_T)
+    gains = [_plain(params, f"layers.{i}.input_norm") for i in range(arch.num_layers)] + [_plain(params, "norm")]
+    normed = rms_norm(x_TE, gains[0], arch.norm_eps)
     for i in range(arch.num_layers):
-        normed = rms_norm(x_TE, _plain(params, f"layers.{i}.input_norm"), arch.norm_eps)
-        q, k, v = _project(params, arch, i, normed)
-        seen = attention(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
-        x_TE = x_TE + linear(seen.flatten(1), params[f"layers.{i}.output"])
-        normed = rms_norm(x_TE, _plain(params, f"layers.{i}.post_norm"), arch.norm_eps)
-        hidden = silu_mul(linear(normed, params[f"layers.{i}.gate_up"]))
-        x_TE = x_TE + linear(hidden, params[f"layers.{i}.down"])
-    return rms_norm(x_TE, _plain(params, "norm"), arch.norm_eps)
+        seen = attention(i, *_project(params, arch, i, normed, (cos, sin)))
+        delta = linear(seen.flatten(1), params[f"layers.{i}.output"])
+        x_TE, normed = add_rms_norm(x_TE, delta, _plain(params, f"layers.{i}.post_norm"), arch.norm_eps)
+        delta = linear(silu_mul(linear(normed, params[f"layers.{i}.gate_up"])), params[f"layers.{i}.down"])
+        x_TE, normed = add_rms_norm(x_TE, delta, gains[i + 1], arch.norm_eps)
+    return normed
 
 
 def attention_scale(arch: Architecture) -> float:
@@ -77,12 +77,18 @@ def _plain(params: Operands, name: str) -> Tensor:
     return found
 
 
-def _project(params: Operands, arch: Architecture, i: int, x_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _project(
+    params: Operands, arch: Architecture, i: int, x_TE: Tensor, angles: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, rotated, and values."""
     H, K, D = arch.num_heads, arch.num_kv_heads, arch.head_dim
     bias = _plain(params, f"layers.{i}.qkv_bias") if f"layers.{i}.qkv_bias" in params else None
     joint = linear(x_TE, params[f"layers.{i}.qkv"], bias).view(-1, H + 2 * K, D)
-    q, k, v = torch.split(joint, [H, K, K], dim=1)
     if f"layers.{i}.q_norm" in params:
+        q, k, v = torch.split(joint, [H, K, K], dim=1)
         q = rms_norm(q, _plain(params, f"layers.{i}.q_norm"), arch.norm_eps)
         k = rms_norm(k, _plain(params, f"layers.{i}.k_norm"), arch.norm_eps)
+        return rotate(q, *angles), rotate(k, *angles), v
+    turning, v = torch.split(joint, [H + K, K], dim=1)
+    q, k = torch.split(rotate(turning, *angles), [H, K], dim=1)
     return q, k, v

@@ -179,8 +179,7 @@ class SpanScorer:
 
         def attention(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
             keys, values = scratch[layer]
-            write_kv(keys, k_TKD, slots_T)
-            write_kv(values, v_TKD, slots_T)
+            write_kv((keys, values), k_TKD, v_TKD, slots_T)
             return paged_attention(q_THD, keys, values, tiles, scale)
 
         return hidden_states(weights.operands, arch, ids_T, positions_T, attention)

@@ -74,7 +74,10 @@ def _paged(qkv: tuple[Tensor, Tensor, Tensor], lengths: list[int], cuts: list[in
     order = torch.randperm(sum(needed) + 3, generator=generator).tolist()
     tables = [[order.pop() for _ in range(n)] for n in needed]
     shape = (sum(needed) + 3, k.shape[1], KEY_BLOCK, k.shape[2])
-    caches = [torch.randn(shape, generator=generator).to(k.dtype) * 50 for _ in range(2)]
+    caches = (
+        torch.randn(shape, generator=generator).to(k.dtype) * 50,
+        torch.randn(shape, generator=generator).to(k.dtype) * 50,
+    )
     firsts = [sum(lengths[:s]) for s in range(len(lengths))]
     out = torch.empty_like(q)
     done = [0] * len(lengths)
@@ -86,8 +89,7 @@ def _paged(qkv: tuple[Tensor, Tensor, Tensor], lengths: list[int], cuts: list[in
             starts, sizes, used = [done[s] for s in live], [counts[s] for s in live], [tables[s] for s in live]
             rows = torch.cat([torch.arange(firsts[s] + done[s], firsts[s] + done[s] + counts[s]) for s in live])
             where = slots(starts, sizes, used)
-            write_kv(caches[0], k[rows], where)
-            write_kv(caches[1], v[rows], where)
+            write_kv(caches, k[rows], v[rows], where)
             out[rows] = paged_attention(q[rows], *caches, plan_tiles(starts, sizes, used, tile), 0.3)
         done = [d + max(c, 0) for d, c in zip(done, counts, strict=True)]
         turn += 1
@@ -150,9 +152,9 @@ def _prefill(heads: tuple[int, int, int], dtype: torch.dtype, lengths: list[int]
     at = iter(torch.randperm(sum(needed), generator=torch.Generator().manual_seed(3)).tolist())
     tables = [[next(at) for _ in range(n)] for n in needed]
     zeros = [0] * len(lengths)
-    caches = [torch.zeros(sum(needed), heads[1], KEY_BLOCK, heads[2], dtype=dtype) for _ in range(2)]
-    for cache, rows in zip(caches, (k, v), strict=True):
-        write_kv(cache, rows, slots(zeros, lengths, tables))
+    empty = torch.zeros(sum(needed), heads[1], KEY_BLOCK, heads[2], dtype=dtype)
+    caches = (empty, empty.clone())
+    write_kv(caches, k, v, slots(zeros, lengths, tables))
     return (q, *caches, plan_tiles(zeros, lengths, tables), heads[2] ** -0.5), {"k": k, "v": v}
 
 

@@ -16,7 +16,7 @@ from lockstep.kernels.attention import KEY_BLOCK, write_kv
 from lockstep.kernels.embedding import embed
 from lockstep.kernels.linear import linear
 from lockstep.kernels.native.library import operators
-from lockstep.kernels.norm import rms_norm
+from lockstep.kernels.norm import add_rms_norm, rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
 
 
@@ -165,14 +165,40 @@ def test_silu_of_large_and_special_numbers() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_keys_go_into_their_slots_and_nowhere_else(dtype: torch.dtype) -> None:
-    cache = torch.full((5, 3, KEY_BLOCK, 20), 7.0, dtype=dtype)
-    rows = _randn(9, 8, 20).to(dtype)[:, 2:5]
+    keys, values = (torch.full((5, 3, KEY_BLOCK, 20), 7.0, dtype=dtype) for _ in range(2))
+    both = _randn(9, 8, 20).to(dtype)
+    k, v = both[:, 2:5], both[:, 5:]
     slots = torch.randperm(5 * KEY_BLOCK, generator=torch.Generator().manual_seed(1))[:9]
-    write_kv(cache, rows, slots)
-    flat = cache.transpose(1, 2).flatten(0, 1)
-    assert torch.equal(flat[slots], rows)
+    write_kv((keys, values), k, v, slots)
     others = torch.ones(5 * KEY_BLOCK, dtype=torch.bool)
     others[slots] = False
-    assert (flat[others] == 7.0).all()
+    for cache, rows in ((keys, k), (values, v)):
+        flat = cache.transpose(1, 2).flatten(0, 1)
+        assert torch.equal(flat[slots], rows)
+        assert (flat[others] == 7.0).all()
     with pytest.raises(IndexError):
-        write_kv(cache, rows[:1], torch.tensor([5 * KEY_BLOCK]))
+        write_kv((keys, values), k[:1], v[:1], torch.tensor([5 * KEY_BLOCK]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [4, 48, 577])
+def test_a_sum_and_its_norm_in_one_step_are_those_of_two(width: int, dtype: torch.dtype) -> None:
+    x, delta, gain = (_randn(33, width, seed=1), _randn(33, width, seed=2), _randn(width, seed=3))
+    given = [tensor.to(dtype).requires_grad_() for tensor in (x, delta, gain)]
+    slopes = [_randn(33, width, seed=seed).to(dtype) for seed in (4, 5)]
+    x, delta, gain = given
+    total, normed = add_rms_norm(x, delta, gain, 1e-5)
+    apart = x + delta
+    assert torch.equal(total, apart)
+    assert torch.equal(normed, rms_norm(apart, gain, 1e-5))
+    mine = torch.autograd.grad((total, normed), given, slopes)
+    theirs = torch.autograd.grad((apart, rms_norm(apart, gain, 1e-5)), given, slopes)
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.allclose(
+            a.float(),
+            b.float(),
+            rtol=2**-6 if dtype is torch.bfloat16 else 1e-5,
+            atol=1e-2 if dtype is torch.bfloat16 else 1e-5,
+        )
+    moved = add_rms_norm(x[7:], delta[7:], gain, 1e-5)
+    assert all(torch.equal(part, whole[7:]) for part, whole in zip(moved, (total, normed), strict=True))

@@ -180,20 +180,34 @@ void with_type(const Tensor& x, const Body& body) {
   else body(uint16_t{});
 }
 
-// -> rows of x's shape, and the factor of each [..., 1]
-std::tuple<Tensor, Tensor> rms_norm(const Tensor& x_, const Tensor& gain, double eps) {
+// -> x + delta (undefined without one), its norm, and the factor of each row [..., 1]
+std::tuple<Tensor, Tensor, Tensor> norm(const Tensor& x_, const std::optional<Tensor>& delta_, const Tensor& gain,
+                                        double eps) {
   const Tensor x = tokens_and_heads(x_, "x");
   TORCH_CHECK(gain.is_contiguous() && gain.scalar_type() == x.scalar_type() && gain.numel() == x.size(-1),
               "gain: one for each column, in the dtype of x");
-  Tensor out = at::empty(x_.sizes(), x_.options());
+  TORCH_CHECK(!delta_ || (delta_->sizes() == x_.sizes() && delta_->scalar_type() == x.scalar_type()), "delta: as x");
+  const Tensor delta = delta_ ? tokens_and_heads(*delta_, "delta") : Tensor();
+  Tensor out = at::empty(x_.sizes(), x_.options()), total = delta_ ? at::empty(x_.sizes(), x_.options()) : Tensor();
   auto shape = x_.sizes().vec();
   shape.back() = 1;
   Tensor scale = at::empty(shape, x_.options().dtype(at::kFloat));
   with_type(x, [&](auto t) {
     using T = decltype(t);
-    lockstep::rms_norm<T>(rows_of<T>(x), data<T>(gain), (float)eps, data<T>(out), data<float>(scale));
+    const auto more = delta_ ? rows_of<T>(delta) : lockstep::Rows<T>{};
+    lockstep::rms_norm<T>(rows_of<T>(x), delta_ ? &more : nullptr, data<T>(gain), (float)eps,
+                          delta_ ? data<T>(total) : nullptr, data<T>(out), data<float>(scale));
   });
+  return {total, out, scale};
+}
+
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& gain, double eps) {
+  auto [_, out, scale] = norm(x, std::nullopt, gain, eps);
   return {out, scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& gain, double eps) {
+  return norm(x, delta, gain, eps);
 }
 
 // [..., 2 I] -> [..., I]
@@ -223,18 +237,24 @@ Tensor rotate(const Tensor& x_, const Tensor& cosine, const Tensor& sine) {
 }
 
 // rows [T, K, D] into cache [N, K, 16, D], in place
-void write_kv(const Tensor& cache, const Tensor& rows_, const Tensor& slots) {
+void write(const Tensor& cache, const Tensor& rows_, const Tensor& slots) {
   const Tensor rows = dense_rows(rows_, cache.scalar_type(), 3, "rows");
   TORCH_CHECK(cache.device().is_cpu() && cache.dim() == 4 && cache.stride(3) == 1 && cache.size(1) == rows.size(1) &&
                   cache.size(2) == lockstep::kBlock && cache.size(3) == rows.size(2) && slots.numel() == rows.size(0),
               "cache, rows, slots: do not fit");
-  indices(slots, "slots");
-  require_within(slots, cache.size(0) * lockstep::kBlock, "slots");
   with_type(rows, [&](auto t) {
     using T = decltype(t);
     lockstep::scatter<T>(rows_of<T>(rows), slots.const_data_ptr<int64_t>(), cache.stride(0), cache.stride(1),
                          cache.stride(2), data<T>(cache));
   });
+}
+
+void write_kv(const Tensor& keys, const Tensor& values, const Tensor& k, const Tensor& v, const Tensor& slots) {
+  TORCH_CHECK(keys.sizes() == values.sizes(), "keys, values: of one size");
+  indices(slots, "slots");
+  require_within(slots, keys.size(0) * lockstep::kBlock, "slots");
+  write(keys, k, slots);
+  write(values, v, slots);
 }
 
 } // namespace
@@ -247,7 +267,8 @@ TORCH_LIBRARY(lockstep, m) {
   m.def("pack(Tensor weight) -> Tensor", &pack);
   m.def("product(Tensor x, Tensor weight, Tensor? bias, int outputs, bool wide) -> Tensor", &product);
   m.def("rms_norm(Tensor x, Tensor gain, float eps) -> (Tensor, Tensor)", &rms_norm);
+  m.def("add_rms_norm(Tensor x, Tensor delta, Tensor gain, float eps) -> (Tensor, Tensor, Tensor)", &add_rms_norm);
   m.def("silu_mul(Tensor gate_up) -> Tensor", &silu_mul);
   m.def("rotate(Tensor x, Tensor cosine, Tensor sine) -> Tensor", &rotate);
-  m.def("write_kv(Tensor(a!) cache, Tensor rows, Tensor slots) -> ()", &write_kv);
+  m.def("write_kv(Tensor(a!) keys, Tensor(b!) values, Tensor k, Tensor v, Tensor slots) -> ()", &write_kv);
 }

@@ -43,17 +43,23 @@ void each_row(const Rows<T>& x, const Body& body) {
 } // namespace
 
 template <typename T>
-void rms_norm(const Rows<T>& x, const T* gain, float eps, T* out, float* scale) {
+void rms_norm(const Rows<T>& x, const Rows<T>* delta, const T* gain, float eps, T* total, T* out, float* scale) {
   each_row(x, [&](int64_t i) {
     const T* from = x.at(i);
+    if (delta) {
+      const T* other = delta->at(i);
+      T* to = total + i * x.E;
+      by_lanes(x.E, [&](int64_t e, int count) { put(to + e, some(from + e, count) + some(other + e, count), count); });
+      from = to;
+    }
     Lanes squares[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)}; // by column / 16 mod 4
     by_lanes(x.E, [&](int64_t e, int count) {
       const Lanes value = some(from + e, count);
       Lanes& to = squares[e / kLanes % 4];
       to = fma(value, value, to);
     });
-    const float total = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
-    const float by = 1.0f / std::sqrt(total / (float)x.E + eps);
+    const float square = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    const float by = 1.0f / std::sqrt(square / (float)x.E + eps);
     scale[i] = by;
     by_lanes(x.E, [&](int64_t e, int count) {
       put(out + i * x.E + e, some(from + e, count) * splat(by) * some(gain + e, count), count);
@@ -101,7 +107,7 @@ void scatter(const Rows<T>& x, const int64_t* slots, int64_t block_stride, int64
 }
 
 #define LOCKSTEP_FOR(T)                                                             \
-  template void rms_norm<T>(const Rows<T>&, const T*, float, T*, float*);           \
+  template void rms_norm<T>(const Rows<T>&, const Rows<T>*, const T*, float, T*, T*, float*); \
   template void silu_mul<T>(const Rows<T>&, T*);                                    \
   template void rotate<T>(const Rows<T>&, const float*, const float*, T*);          \
   template void scatter<T>(const Rows<T>&, const int64_t*, int64_t, int64_t, int64_t, T*);

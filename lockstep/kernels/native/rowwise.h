@@ -16,9 +16,10 @@ struct Rows {
   int64_t count() const { return A * B; }
 };
 
-// x / sqrt(mean(x^2) + eps) * gain; scale [A * B] is what x was multiplied by before the gain
+// x / sqrt(mean(x^2) + eps) * gain; scale [A * B] is what x was multiplied by before the gain. With `delta`, x + delta
+// takes the place of x, rounded, and is left in `total`.
 template <typename T>
-void rms_norm(const Rows<T>& x, const T* gain, float eps, T* out, float* scale);
+void rms_norm(const Rows<T>& x, const Rows<T>* delta, const T* gain, float eps, T* total, T* out, float* scale);
 
 // silu(gate) * up of rows [gate, up]; out has half the columns
 template <typename T>
