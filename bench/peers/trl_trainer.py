@@ -67,9 +67,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as directory:
         trainer, counted = _trainer(settings, directory)
-        trainer.add_callback(Held(Pacer(channel, lambda path: _save(trainer, settings["model"], Path(path))), counted))
+        pacer = Pacer(channel, lambda path: _save(trainer, settings["model"], Path(path)))
+        trainer.add_callback(Held(pacer, counted))
         channel.answer(versions={module.__name__: module.__version__ for module in (trl, transformers, torch)})
         trainer.train()
+        pacer.wait()  # the weights of the last step may still be asked for
 
 
 def _trainer(settings: dict[str, Any], directory: str) -> tuple[Any, Counted]:

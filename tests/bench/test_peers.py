@@ -117,6 +117,30 @@ def test_engine_and_transformers_draw_what_they_are_asked(tiny, tmp_path):
             assert answer["seconds"] > 0
 
 
+def test_a_held_loop_saves_before_between_and_after_its_steps(scripted, tmp_path):
+    body = """
+from pacer import Pacer
+channel = Channel()
+channel.asked()
+saved = []
+pacer = Pacer(channel, saved.append)
+channel.answer(versions={"a": "b"})
+for step in range(2):
+    pacer.wait()
+    time.sleep(0.01)
+    pacer.done(step=step, saved=len(saved))
+pacer.wait()
+"""
+    with Contestant(scripted(body), tmp_path / "log") as one:
+        one.start()
+        assert one.ask(do="save", path="x") == {"saved": "x"}
+        first = one.ask(do="step")
+        assert (first["step"], first["saved"]) == (0, 1) and 0.01 <= first["seconds"] < 5.0
+        assert one.ask(do="save", path="y") == {"saved": "y"}
+        assert one.ask(do="step")["saved"] == 2
+        assert one.ask(do="save", path="z") == {"saved": "z"}
+
+
 def test_the_trainer_steps_and_saves_when_it_is_told(tiny, tmp_path):
     from bench import recipe
     from bench.options import OURS, Options
@@ -130,6 +154,8 @@ def test_the_trainer_steps_and_saves_when_it_is_told(tiny, tmp_path):
             assert answer["seconds"] > 0 and answer["parity"] == 0.0 and 0 < answer["mean_tokens"] <= 8
         assert one.ask(do="save", path=str(tmp_path / "weights")) == {"saved": str(tmp_path / "weights")}
         assert one.ask(do="step")["seconds"] > 0
+        last = str(tmp_path / "last")
+        assert one.ask(do="save", path=last) == {"saved": last}, "after the last step too"
     problems = [[[{"role": "user", "content": "1 + 1?"}], "2"], [[{"role": "user", "content": "2 + 1?"}], "3"]]
     with contestant("lockstep_examiner", tmp_path, threads=1, max_tokens=4, problems=problems) as examiner:
         examiner.start()
