@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lockstep.errors import InputError, NumericsError, message
 from lockstep.models import Architecture
-from lockstep.models.checkpoint import digest
+from lockstep.models.checkpoint import all_finite, digest
 from lockstep.models.prepared import Prepared, prepare
 from lockstep.weight_update import WeightVersion
 
@@ -103,7 +103,7 @@ class Weights:
             for name in self._arch.parameter_shapes()
         }
         for name, tensor in staged.items():
-            if not bool(torch.isfinite(tensor).all()):
+            if not all_finite(tensor):
                 do = "Look for the step at which it became so; the older weights still serve"
                 raise _refused(version, f"{name} must be finite", "NaN or infinity", "finite numbers", do)
         held = digest(staged)

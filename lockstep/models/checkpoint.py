@@ -91,8 +91,7 @@ def read_parameters(
             fused = torch.empty(arch.parameter_shapes()[name], dtype=dtype, device=device)
             for (hf_name, shape), rows in zip(pieces, fused.split([s[0] for _, s in pieces]), strict=True):
                 rows.copy_(_load(sources[hf_name], hf_name, directory).reshape(shape))
-                low, high = torch.aminmax(rows)  # one pass over memory where isfinite makes five; NaN goes through
-                if not (math.isfinite(low) and math.isfinite(high)):
+                if not all_finite(rows):
                     raise _bad(directory, hf_name, "every value must be finite", "NaN or infinity", f"finite {dtype}")
             params[name] = fused
         return params
@@ -145,6 +144,13 @@ def digest(params: Mapping[str, Tensor]) -> str:
         for name, content in zip(names, digests, strict=True)
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite: one pass over memory, where `isfinite` makes five and takes eight times as
+    long. NaN goes through `aminmax`."""
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _tensor_digest(tensor: Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from lockstep.errors import ModelError, StorageError
 from lockstep.models import load
 from lockstep.models.architecture import FAMILIES
-from lockstep.models.checkpoint import digest, from_hf, hf_shapes, read_parameters, to_hf, write_model
+from lockstep.models.checkpoint import all_finite, digest, from_hf, hf_shapes, read_parameters, to_hf, write_model
 from lockstep.models.tiny import build_random, random_parameters, small
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -381,3 +382,18 @@ def test_digest_is_of_values_not_of_layout():
     tensor = torch.arange(12.0).reshape(3, 4)
     assert digest({"a": tensor.T.contiguous().T}) == digest({"a": tensor})
     assert digest({"a": torch.cat([torch.zeros(1, 4), tensor])[1:]}) == digest({"a": tensor})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_numbers_that_are_not_finite_are_found_wherever_they_are(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    plain = torch.full((3, 70), largest, dtype=dtype)
+    assert all_finite(plain)
+    for bad in (math.nan, math.inf, -math.inf):
+        for place in ((0, 0), (1, 33), (2, 69)):
+            spoiled = plain.clone()
+            spoiled[place] = bad
+            assert not all_finite(spoiled)
+    both = torch.zeros(2, 2, dtype=dtype)
+    both[0, 0], both[1, 1] = math.inf, -math.inf
+    assert not all_finite(both)
