@@ -8,7 +8,7 @@
 namespace lockstep {
 namespace {
 
-constexpr double kGrain = 30000.0; // elements that pay for waking a thread
+constexpr double kGrain = 8000.0; // elements that pay for waking a thread
 
 // Calls body(first column, columns) for sixteen columns at a time, the last of them for what is left.
 template <typename Body>
@@ -31,7 +31,7 @@ LOCKSTEP_INLINE void put(T* x, Lanes value, int count) {
 
 template <typename T, typename Body>
 void each_row(const Rows<T>& x, const Body& body) {
-  constexpr int64_t some_rows = 8; // an item is not worth a turn of the counter
+  const int64_t some_rows = std::max<int64_t>(1, 4096 / x.E); // a row alone is not worth a turn of the counter
   const int64_t count = x.count();
   share((count + some_rows - 1) / some_rows, (double)count * x.E, kGrain, [&] {
     return [&](int64_t item) {
@@ -99,11 +99,11 @@ void rotate(const Rows<T>& x, const float* cosine, const float* sine, T* out) {
 template <typename T>
 void scatter(const Rows<T>& x, const int64_t* slots, int64_t block_stride, int64_t head_stride, int64_t slot_stride,
              T* cache) {
-  for (int64_t a = 0; a < x.A; ++a) {
-    T* to = cache + slots[a] / kBlock * block_stride + slots[a] % kBlock * slot_stride;
-    for (int64_t b = 0; b < x.B; ++b)
-      std::memcpy(to + b * head_stride, x.data + a * x.stride_a + b * x.stride_b, x.E * sizeof(T));
-  }
+  each_row(x, [&](int64_t i) {
+    const int64_t slot = slots[i / x.B];
+    T* to = cache + slot / kBlock * block_stride + i % x.B * head_stride + slot % kBlock * slot_stride;
+    std::memcpy(to, x.at(i), x.E * sizeof(T));
+  });
 }
 
 #define LOCKSTEP_FOR(T)                                                             \
