@@ -65,7 +65,10 @@ class Worker {
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         Ahead ahead{reinterpret_cast<const char*>(p_.panels + (panel + 1) * depth_ * kColumnBlock),
                     panel + 1 < end_panel ? lines * kDepth / (depth_ * blocks) : 0};
-        for (int64_t n = start; n < end; n += kRowBlock) block(n, std::min<int64_t>(kRowBlock, end - n), panel, ahead);
+        for (int64_t i = 0; i < blocks; ++i) { // to and fro: the rows that met the last panel are the nearest
+          const int64_t n = start + (panel % 2 ? blocks - 1 - i : i) * kRowBlock;
+          block(n, std::min<int64_t>(kRowBlock, end - n), panel, ahead);
+        }
       }
       return;
     }

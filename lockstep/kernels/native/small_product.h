@@ -84,7 +84,8 @@ class SmallProduct {
   }
 
  private:
-  // Tiles 0 to 3: sums of the upper and lower rows; 4, 5: rows; 6, 7: the two halves of the panel.
+  // Tiles 0 to 3: sums of the upper and lower rows; 4, 5: rows; 6, 7: the two halves of the panel, which pass by while
+  // the rows stay in the nearest cache.
   void shape(int rows) {
     if (rows == rows_) return;
     struct alignas(64) {
@@ -112,9 +113,9 @@ class SmallProduct {
     for (int64_t k = 0; k < K; k += kDepth, upper += block.step, panel += kDepth * kColumnBlock) {
       for (int64_t i = 0; i < ahead.each; ++i, next += 64) __builtin_prefetch(next, 0, 2);
       _tile_loadd(4, upper, 2 * block.stride);
-      _tile_loadd(6, panel, 4 * kColumnBlock);
+      _tile_stream_loadd(6, panel, 4 * kColumnBlock);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, panel + kColumnBlock, 4 * kColumnBlock);
+      _tile_stream_loadd(7, panel + kColumnBlock, 4 * kColumnBlock);
       _tile_dpbf16ps(1, 4, 7);
       if constexpr (Lower) {
         _tile_loadd(5, lower, 2 * block.stride);
