@@ -85,10 +85,10 @@ def _project(
     bias = _plain(params, f"layers.{i}.qkv_bias") if f"layers.{i}.qkv_bias" in params else None
     joint = linear(x_TE, params[f"layers.{i}.qkv"], bias).view(-1, H + 2 * K, D)
     if f"layers.{i}.q_norm" in params:
-        q, k, v = torch.split(joint, [H, K, K], dim=1)
+        q, k, v = joint.split_with_sizes((H, K, K), 1)
         q = rms_norm(q, _plain(params, f"layers.{i}.q_norm"), arch.norm_eps)
         k = rms_norm(k, _plain(params, f"layers.{i}.k_norm"), arch.norm_eps)
         return rotate(q, *angles), rotate(k, *angles), v
-    turning, v = torch.split(joint, [H + K, K], dim=1)
-    q, k = torch.split(rotate(turning, *angles), [H, K], dim=1)
+    turning, v = joint.split_with_sizes((H + K, K), 1)
+    q, k = rotate(turning, *angles).split_with_sizes((H, K), 1)
     return q, k, v

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,10 +20,14 @@ from lockstep.kernels.native.build import BuildError, library
 
 MODES = ("auto", "native", "reference")
 DTYPES = (torch.bfloat16, torch.float32)
+OPERATORS = (
+    "attention", "attention_backward", "pack", "product", "rms_norm", "add_rms_norm", "silu_mul", "rotate", "write_kv",
+    "draw", "score", "slope",
+)  # fmt: skip
 
 
 def operators() -> Any | None:
-    """`torch.ops.lockstep`, or None where the reference runs. Compiles at the first call on a machine.
+    """The operators by name, or None where the reference runs. Compiles at the first call on a machine.
 
     Raises `ConfigError` if `LOCKSTEP_KERNELS=native` and they cannot be had.
     """
@@ -38,26 +43,29 @@ def operators() -> Any | None:
 def operators_for(*tensors: Tensor) -> Any | None:
     """`operators` if they take these tensors: all on the CPU, of one dtype, which is bfloat16 or float32."""
     dtype = tensors[0].dtype
-    if dtype not in DTYPES or any(x.dtype is not dtype or x.device.type != "cpu" for x in tensors):
+    if dtype not in DTYPES:
         return None
+    for x in tensors:  # asked hundreds of times in a step
+        if x.dtype is not dtype or not x.is_cpu:
+            return None
     return operators()
 
 
 @functools.cache
-def _load(mode: str) -> Any | None:
+def _load(mode: str) -> SimpleNamespace | None:
     namespace = torch.ops.lockstep
-    if hasattr(namespace, "attention"):  # a process registers them once, wherever the library lies
-        return namespace
-    try:
-        torch.ops.load_library(str(library(config.cache_dir() / "kernels")))
-    except (BuildError, OSError) as cause:
-        if mode == "native":
-            rule, do = "the C++ kernels must load", "Install g++, or set LOCKSTEP_KERNELS=auto to run without them"
-            raise ConfigError(
-                message("LOCKSTEP_KERNELS (native)", rule, got=cause, expected="a library", do=do)
-            ) from cause
-        sys.stderr.write(
-            f"WARNING: no CPU kernels: {cause}; the PyTorch reference runs instead (slower, same guarantees)\n"
-        )
-        return None
-    return namespace
+    if not hasattr(namespace, "attention"):  # a process registers them once, wherever the library lies
+        try:
+            torch.ops.load_library(str(library(config.cache_dir() / "kernels")))
+        except (BuildError, OSError) as cause:
+            if mode == "native":
+                rule, do = "the C++ kernels must load", "Install g++, or set LOCKSTEP_KERNELS=auto to run without them"
+                raise ConfigError(
+                    message("LOCKSTEP_KERNELS (native)", rule, got=cause, expected="a library", do=do)
+                ) from cause
+            sys.stderr.write(
+                f"WARNING: no CPU kernels: {cause}; the PyTorch reference runs instead (slower, same guarantees)\n"
+            )
+            return None
+    # The one overload of each: torch need not look for it at every call.
+    return SimpleNamespace(**{name: getattr(namespace, name).default for name in OPERATORS})
