@@ -7,7 +7,7 @@ ARGS ?= --fresh # an earlier run is moved aside; `make train ARGS=--resume` goes
 
 .DEFAULT_GOAL := help
 .PHONY: help train tiny test test-slow check prove format docs clean \
-	bench bench-rollout bench-train bench-learn bench-decode1 bench-table
+	bench bench-rollout bench-parity bench-train bench-learn bench-decode1 bench-swap bench-growth bench-table
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -47,10 +47,13 @@ prove: $(READY) ## the long proofs: schedules, wrong bits, kills, a million toke
 
 # Each peer gets an environment of its own, once. `make bench-rollout BENCH="--trial"` only sees whether all of it runs.
 BENCH ?=
-bench: bench-rollout bench-train bench-decode1 ## every row of the table of peers but `learn`, which takes hours
+bench: bench-rollout bench-parity bench-train bench-decode1 bench-swap ## every row but `learn`, which takes hours
 
 bench-rollout: $(READY) ## rollouts against vLLM's CPU backend and transformers
 	$(BIN)/python -m bench rollout $(BENCH)
+
+bench-parity: $(READY) ## the exact engine against itself with SDPA and free shapes
+	$(BIN)/python -m bench parity $(BENCH)
 
 bench-train: $(READY) ## a GRPO step against TRL
 	$(BIN)/python -m bench train $(BENCH)
@@ -60,6 +63,12 @@ bench-learn: $(READY) ## seconds to a held-out accuracy against TRL, 3 seeds (ho
 
 bench-decode1: $(READY) ## batch-1 decode against llama.cpp
 	$(BIN)/python -m bench decode1 $(BENCH)
+
+bench-swap: $(READY) ## new weights in flight, the sampler
+	$(BIN)/python -m bench swap $(BENCH)
+
+bench-growth: $(READY) ## figures: tokens/s against batch and context, a step's time against its rollouts
+	$(BIN)/python -m bench growth $(BENCH)
 
 bench-table: $(READY) ## rewrite the README's table from bench/results
 	$(BIN)/python -m bench table

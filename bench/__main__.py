@@ -18,7 +18,7 @@ from bench.options import Options, announce
 from lockstep.errors import LockstepError, StageError
 from lockstep.kernels.threads import num_cores
 
-ROWS = {"rollout": 5, "train": 5, "learn": 3, "decode1": 5}
+ROWS = {"rollout": 5, "parity": 5, "train": 5, "learn": 3, "decode1": 5, "swap": 5, "growth": 3}
 """Each is a module of this folder with `run(options) -> Result`; how many rounds it has if nobody says."""
 
 
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1 if isinstance(failure, StageError) else failure.exit_code
     for line in found.comparisons:
         announce(f"{line.what}: {line.ratio:.2f}x {line.peer} ({line.low:.2f} to {line.high:.2f})")
+    for figure in found.figures:
+        announce(f"{figure.what}: {figure.median:.3g} {figure.unit} ({figure.low:.3g} to {figure.high:.3g})")
     return 0
 
 

@@ -47,6 +47,25 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A number of our own that is compared with nobody: the median of the rounds, and at most `bar` if we set out for
+    one."""
+
+    what: str
+    unit: str
+    median: float
+    low: float
+    high: float
+    bar: float | None = None
+
+    @classmethod
+    def of(cls, what: str, unit: str, values: Sequence[float], bar: float | None = None) -> Figure:
+        """Of one value a round."""
+        spread = Spread.of(values)
+        return cls(what, unit, spread.median, spread.low, spread.high, bar)
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """All of a row. `contestants` maps names to versions, settings, every round's numbers and peak memory in GiB."""
 
@@ -56,6 +75,7 @@ class Result:
     comparisons: Sequence[Comparison]
     sanity: Mapping[str, Any]
     notes: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
 
     def tree(self) -> dict[str, Any]:
         """Ready for JSON, with the machine, the date and our own version."""
@@ -68,6 +88,7 @@ class Result:
             "settings": dict(self.settings),
             "contestants": dict(self.contestants),
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "figures": [asdict(figure) for figure in self.figures],
             "sanity": dict(self.sanity),
             "notes": list(self.notes),
         }

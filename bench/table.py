@@ -16,7 +16,8 @@ from lockstep.trace.durable import replace_file
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 HEAD = ("| what | peer | ours | theirs | ratio (range) | bar |", "| --- | --- | --- | --- | --- | --- |")
-ORDER = ("rollout", "train", "learn", "decode1")
+OWN_HEAD = ("| of our own | median (range) | bar |", "| --- | --- | --- |")
+ORDER = ("rollout", "parity", "train", "learn", "decode1")
 """Rows in the order of the table; others come after them, by name."""
 
 
@@ -24,9 +25,9 @@ def table(folder: Path = result.RESULTS) -> str:
     """Markdown; empty if there is no result. Raises `InputError` for a file that is none."""
     trees = sorted((result.read(file) for file in folder.glob("*.json")), key=_place)
     lines = [_line(comparison) for tree in trees for comparison in tree["comparisons"]]
-    if not lines:
-        return ""
-    return "\n".join((*HEAD, *lines, "", *_machines(trees)))
+    own = [_own(figure) for tree in trees for figure in tree["figures"]]
+    tables = [(*HEAD, *lines, "")] * bool(lines) + [(*OWN_HEAD, *own, "")] * bool(own)
+    return "\n".join((*(line for one in tables for line in one), *_machines(trees))) if tables else ""
 
 
 def within(page: str, made: str) -> str:
@@ -61,6 +62,12 @@ def _line(found: dict[str, Any]) -> str:
         bar,
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _own(found: dict[str, Any]) -> str:
+    bar = "" if found["bar"] is None else f"<= {found['bar']:g} {found['unit']}"
+    low, high = (_number(found[end], "").strip() for end in ("low", "high"))
+    return f"| {found['what']} | **{_number(found['median'], found['unit'])}** ({low} to {high}) | {bar} |"
 
 
 def _number(value: float | None, unit: str) -> str:

@@ -12,7 +12,7 @@ from bench import recipe, result
 from bench.contest import Spread, Standing, hold
 from bench.options import OURS, Options, announce
 from bench.referee import unfair
-from bench.result import Line, Result
+from bench.result import Figure, Line, Result
 
 ROW = "train"
 BARS = {recipe.TRL: 10.0, recipe.TRL_MASTERS: 10.0}
@@ -35,7 +35,14 @@ def run(options: Options) -> Result:
         contestants,
         result.comparisons(Line(f"GRPO step, {size}", "s"), standings, OURS, BARS),
         {name: found["sanity"] for name, found in contestants.items()},
+        figures=gate(standings[OURS]),
     )
+
+
+def gate(ours: Standing) -> tuple[Figure, ...]:
+    """What the parity gate takes of a step."""
+    shares = [100.0 * float(answer["gate_seconds"]) / float(answer["seconds"]) for answer in ours.answers[1:]]
+    return (Figure.of("parity gate, all tokens, of a step", "%", shares, 0.5),)
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ REPORTED = {
     "grad_norm": "grad_norm",
     "parity": "parity/max",
     "rollout_seconds": "time/rollout",
+    "gate_seconds": "time/parity",
 }
 
 

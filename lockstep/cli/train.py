@@ -32,6 +32,8 @@ class Mode:
     "Print the summary as JSON on stdout, and nothing else."
     plain: bool = False
     "One line a step instead of the live view."
+    profile: bool = False
+    "Show where the time of three steps went, by stage and by operator."
     keys: bool = False
     "List every configuration key."
 
@@ -74,6 +76,7 @@ def train(
 def _train(config: RunConfig, directory: Path, mode: Mode) -> int:
     from lockstep.cli.progress import ProgressBars
     from lockstep.dashboard import live, report
+    from lockstep.dashboard.profile import ProfileObserver
 
     with RunDirectory.start(directory, config, resume=mode.resume) as run:
         from lockstep.pipeline import Loop, assemble  # torch, only when it is clear that there is something to do
@@ -84,6 +87,8 @@ def _train(config: RunConfig, directory: Path, mode: Mode) -> int:
         with live.view(console, plain=mode.plain, silent=mode.json) as view:
             page = report.ReportObserver(run, parts.model.tokenizer.decode)
             observers: list[Observer] = [page, view] if "html" in config.report_to else [view]
+            if mode.profile:
+                observers.append(ProfileObserver(console))
             summary = Loop(parts, run, Observers(observers)).run()
     if mode.json:
         sys.stdout.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode() + "\n")

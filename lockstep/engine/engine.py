@@ -22,7 +22,6 @@ from lockstep.engine.draw import draw
 from lockstep.engine.forward import last_hidden
 from lockstep.engine.kv import KeyValues
 from lockstep.engine.limits import Limits
-from lockstep.engine.probe import require_probe
 from lockstep.engine.prompt import Prompt, encode_all
 from lockstep.engine.request import Completion, Job, twice
 from lockstep.engine.scheduler import Scheduler
@@ -188,17 +187,20 @@ class Engine:
         """
         update = self.weights.begin(version)
         try:
-            self._install(self.weights.build(params, version, share=share), policy or UpdatePolicy(), probe)
+            self._install(self.weights.build(params, version, share=share, probe=probe), policy or UpdatePolicy())
         finally:
             update.cancel()
 
     def begin_update(self, version: WeightVersion) -> Update:
-        """Take tensors one by one; `finish_update` installs them all, or none. Raises as `update_weights` does."""
+        """Take tensors one by one; `finish_update` installs them all, or none. Raises as `update_weights` does.
+
+        `Update.prepare` may do all but the swap meanwhile, in another thread.
+        """
         return self.weights.begin(version)
 
     def finish_update(self, update: Update, policy: UpdatePolicy | None = None, *, probe: Probe | None = None) -> None:
         """Serve what was staged, under the rules of `update_weights`."""
-        self._install(update.finish(), policy or UpdatePolicy(), probe)
+        self._install(update.finish(probe), policy or UpdatePolicy())
 
     def memory(self) -> Memory:
         """What is held now."""
@@ -216,9 +218,7 @@ class Engine:
         """Prove the invariants of pages and tables (see `Scheduler.check`)."""
         self._scheduler.check()
 
-    def _install(self, generation: Generation, policy: UpdatePolicy, probe: Probe | None) -> None:
-        if probe is not None:
-            require_probe(probe, generation, self.model.arch)
+    def _install(self, generation: Generation, policy: UpdatePolicy) -> None:
         if policy.pause == "abort":
             jobs = list(self._scheduler.jobs())
             self._finished += [c for j in jobs if not j.awaited for c in j.completions if c.finish_reason is None]

@@ -15,10 +15,10 @@ from torch import Tensor
 from lockstep.engine.kv import KeyValues
 from lockstep.engine.scheduler import Step
 from lockstep.engine.weights import Generation
-from lockstep.kernels.attention import paged_attention, plan_tiles, slots, write_kv
+from lockstep.kernels.attention import plan_tiles, slots
 from lockstep.kernels.head import Targets, target_logprobs
 from lockstep.models import Architecture
-from lockstep.models.decoder import attention_scale, hidden_states
+from lockstep.models.decoder import PagedKeys, paged_hidden_states
 
 
 def last_hidden(step: Step, generation: Generation, arch: Architecture, kv: KeyValues) -> Tensor:
@@ -33,14 +33,8 @@ def last_hidden(step: Step, generation: Generation, arch: Architecture, kv: KeyV
     rows = np.stack((np.concatenate(ids), positions, slots(step.starts, step.counts, tables).numpy()))
     ids_T, positions_T, slots_T = torch.from_numpy(rows).to(device)
     tiles = plan_tiles(step.starts, step.counts, tables, device=device)
-    scale = attention_scale(arch)
-
-    def attention(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        keys, values = kv.layers[layer]
-        write_kv((keys, values), k_TKD, v_TKD, slots_T)
-        return paged_attention(q_THD, keys, values, tiles, scale)
-
-    hidden_TE = hidden_states(generation.prepared.operands, arch, ids_T, positions_T, attention)
+    keys = PagedKeys(kv.store, tiles, slots_T)
+    hidden_TE = paged_hidden_states(generation.prepared.operands, arch, ids_T, positions_T, keys)
     _score_prompts(step, hidden_TE, generation)
     return hidden_TE[torch.from_numpy(ends - 1).to(device)]
 

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lockstep.kernels.attention import KEY_BLOCK
 from lockstep.models import Architecture
 
 
 class KeyValues:
-    """Storage for `num_pages` pages. Zero at first: attention multiplies unwritten slots by 0; they must be finite."""
+    """`store` [L, 2, N, K, B, D] for `num_pages` pages. Zero at first: attention multiplies unwritten slots by 0, and
+    they must be finite."""
 
-    __slots__ = ("_blocks_per_page", "_store_L2NKBD", "layers")
+    __slots__ = ("_blocks_per_page", "store")
 
     def __init__(
         self, arch: Architecture, num_pages: int, page_size: int, dtype: torch.dtype, device: str | torch.device
@@ -28,12 +28,11 @@ class KeyValues:
         assert page_size % KEY_BLOCK == 0, f"pages of {page_size} tokens are not whole blocks of {KEY_BLOCK}"
         self._blocks_per_page = page_size // KEY_BLOCK
         shape = (arch.num_layers, 2, num_pages * self._blocks_per_page, arch.num_kv_heads, KEY_BLOCK, arch.head_dim)
-        self._store_L2NKBD = torch.zeros(shape, dtype=dtype, device=device)
-        self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple((layer[0], layer[1]) for layer in self._store_L2NKBD)
+        self.store = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
     def num_bytes(self) -> int:
-        return self._store_L2NKBD.nbytes
+        return self.store.nbytes
 
     def blocks(self, pages: Sequence[int]) -> Sequence[int]:
         """Block numbers of a page table, in order."""
@@ -46,9 +45,9 @@ class KeyValues:
         """Copy whole pages, (source, target); no target is a source."""
         if pairs:
             sources, targets = (np.asarray(self.blocks(pages), np.int64) for pages in zip(*pairs, strict=True))
-            device = self._store_L2NKBD.device
+            device = self.store.device
             source, target = (torch.from_numpy(ids).to(device) for ids in (sources, targets))
-            self._store_L2NKBD[:, :, target] = self._store_L2NKBD[:, :, source]
+            self.store[:, :, target] = self.store[:, :, source]
 
 
 def page_bytes(arch: Architecture, page_size: int, dtype: torch.dtype) -> int:

@@ -8,17 +8,21 @@ Letters: N tokens, H query heads, K kv heads, D head dim.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from lockstep.engine.weights import Generation
 from lockstep.errors import NumericsError, message
 from lockstep.kernels.attention import Packing, packed_attention
 from lockstep.kernels.head import Targets, target_logprobs
 from lockstep.models import Architecture
 from lockstep.models.decoder import attention_scale, hidden_states
 from lockstep.weight_update import Probe
+
+if TYPE_CHECKING:
+    from lockstep.engine.weights import Generation
 
 
 def require_probe(probe: Probe, generation: Generation, arch: Architecture) -> None:

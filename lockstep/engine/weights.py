@@ -18,11 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lockstep.engine.probe import require_probe
 from lockstep.errors import InputError, NumericsError, message
 from lockstep.models import Architecture
 from lockstep.models.checkpoint import all_finite, digest
 from lockstep.models.prepared import Prepared, prepare
-from lockstep.weight_update import WeightVersion
+from lockstep.weight_update import Probe, WeightVersion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,10 +93,13 @@ class Weights:
         self._open = version
         return Update(self, version)
 
-    def build(self, params: Mapping[str, Tensor], version: WeightVersion, *, share: bool) -> Generation:
+    def build(
+        self, params: Mapping[str, Tensor], version: WeightVersion, *, share: bool, probe: Probe | None = None
+    ) -> Generation:
         """A generation of `params` that could serve, or the error that says why it cannot; see `Engine.update_weights`.
 
-        `share`: keep the tensors themselves; the caller promises that nobody changes them any more.
+        `share`: keep the tensors themselves; the caller promises that nobody changes them any more. Touches nothing
+        that serves.
         """
         self._check_manifest(params, version)
         staged = {
@@ -111,7 +115,10 @@ class Weights:
             rule = "the engine must hold what the version names"
             do = "Publish the weights again; the older ones still serve"
             raise NumericsError(message(f"weights (version {version})", rule, got=held, expected=version.digest, do=do))
-        return Generation(staged, prepare(staged, self._arch, self._head_dtype), version)
+        generation = Generation(staged, prepare(staged, self._arch, self._head_dtype), version)
+        if probe is not None:
+            require_probe(probe, generation, self._arch)
+        return generation
 
     def swap(self, generation: Generation) -> None:
         """Serve `generation` from the next forward on."""
@@ -146,13 +153,18 @@ class Weights:
 
 
 class Update:
-    """An open update: tensors come in one by one, in any order; `finish` builds the generation from all of them."""
+    """An open update: tensors come in one by one, in any order; a generation is made from all of them.
 
-    __slots__ = ("_params", "_weights", "version")
+    `prepare` may run in another thread while the engine steps: whoever does that leaves nothing for the moment of the
+    swap but an assignment.
+    """
+
+    __slots__ = ("_params", "_ready", "_weights", "version")
 
     def __init__(self, weights: Weights, version: WeightVersion) -> None:
         self._weights = weights
         self._params: dict[str, Tensor] = {}
+        self._ready: Generation | None = None
         self.version = version
 
     def stage(self, name: str, tensor: Tensor) -> None:
@@ -160,18 +172,29 @@ class Update:
         if name in self._params:
             do = "Send every tensor once"
             raise _refused(self.version, "every parameter comes once", f"{name} twice", "once", do)
+        self._ready = None
         self._params[name] = tensor.detach().clone()
 
-    def finish(self) -> Generation:
+    def prepare(self, probe: Probe | None = None) -> None:
+        """Verify what was staged, pack it, and ask it for the logprobs of `probe`; nothing serves it yet.
+
+        If it fails, nothing more can be done with the update but to cancel it: see `Weights.build`.
+        """
+        self._ready = self._weights.build(self._params, self.version, share=True, probe=probe)
+
+    def finish(self, probe: Probe | None = None) -> Generation:
         """Close the update; the generation of what was staged, or the error that says why it cannot serve."""
         try:
-            return self._weights.build(self._params, self.version, share=True)
+            if self._ready is None or probe is not None:
+                self.prepare(probe)
+            assert self._ready is not None, "prepared"
+            return self._ready
         finally:
             self.cancel()
 
     def cancel(self) -> None:
         """Close the update; nothing has changed."""
-        self._params = {}
+        self._params, self._ready = {}, None
         self._weights.close()
 
 

@@ -35,6 +35,7 @@ from lockstep.kernels.native.library import operators_for
 
 __all__ = [
     "KEY_BLOCK",
+    "PREFILL_TILE",
     "Packing",
     "Segment",
     "Tiles",

@@ -57,6 +57,11 @@ class Packed:
     wide: bool  # the result is the fp32 sums, not rounded to the weight's dtype
 
     @property
+    def panels(self) -> bool:
+        """Whether `content` is laid out for our own product."""
+        return self.content.dim() == 4
+
+    @property
     def current(self) -> bool:
         """Whether the weight was not written to since it was packed."""
         return self.version == _version(self.weight_OI)

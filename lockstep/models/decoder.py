@@ -14,16 +14,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lockstep.kernels.activation import silu_mul
+from lockstep.kernels.attention import PREFILL_TILE, Tiles, paged_attention, write_kv
 from lockstep.kernels.embedding import embed
 from lockstep.kernels.linear import Packed, linear
+from lockstep.kernels.native.library import operators_for
 from lockstep.kernels.norm import add_rms_norm, rms_norm
 from lockstep.kernels.rope import inverse_frequencies, rotate, rotation
 from lockstep.models.architecture import Architecture
+
+PRODUCTS = ("qkv", "output", "gate_up", "down")
+"""Parts of a layer that are weights of products."""
+LAYER_PARTS = ("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "output", "post_norm", "gate_up", "down")
+"""Parts of a layer in the order of native/layers.h; a family may lack biases and norms of heads."""
 
 Parameters = Mapping[str, Tensor]
 Operands = Mapping[str, Tensor | Packed]
@@ -47,6 +55,58 @@ def hidden_states(
         delta = linear(silu_mul(linear(normed, params[f"layers.{i}.gate_up"])), params[f"layers.{i}.down"])
         x_TE, normed = add_rms_norm(x_TE, delta, gains[i + 1], arch.norm_eps)
     return normed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PagedKeys:
+    """Where a forward finds keys and values and leaves those of its own rows: `store` [L, 2, N, K, B, D], the plan of
+    which row sees which blocks, and each row's slot."""
+
+    store: Tensor
+    tiles: Tiles
+    slots_T: Tensor
+
+
+@torch.no_grad()
+def paged_hidden_states(
+    params: Operands, arch: Architecture, ids_T: Tensor, positions_T: Tensor, keys: PagedKeys
+) -> Tensor:
+    """`hidden_states` over paged keys, without gradients. Where the C++ kernels have every weight, all layers are one
+    call (native/layers.cpp): the same steps in the same order, and the same bits."""
+    scale = attention_scale(arch)
+    operators, parts = operators_for(_plain(params, "norm"), keys.store), None
+    if operators is not None:
+        parts = _parts(params, arch)
+    if operators is None or parts is None:
+
+        def attention(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+            own_keys, own_values = keys.store[layer]
+            write_kv((own_keys, own_values), k_TKD, v_TKD, keys.slots_T)
+            return paged_attention(q_THD, own_keys, own_values, keys.tiles, scale)
+
+        return hidden_states(params, arch, ids_T, positions_T, attention)
+    x_TE = embed(_plain(params, "embedding"), ids_T)
+    angles = rotation(frequencies(arch).to(ids_T.device), positions_T)
+    sizes = (arch.num_heads, arch.intermediate_size, keys.tiles.tile or PREFILL_TILE)
+    where = (*keys.tiles.native, keys.slots_T)
+    return operators.layers(x_TE, parts, keys.store, angles, where, sizes, arch.norm_eps, scale)
+
+
+def _parts(params: Operands, arch: Architecture) -> list[Tensor | None] | None:
+    """The operands of all layers as native/layers.cpp takes them; None where a weight is not laid out for it."""
+    out: list[Tensor | None] = []
+    for i in range(arch.num_layers):
+        for name in LAYER_PARTS:
+            part = params.get(f"layers.{i}.{name}")
+            if isinstance(part, Packed):
+                part.require_current()
+                if not part.panels or part.wide:
+                    return None
+                part = part.content
+            elif name in PRODUCTS:
+                return None
+            out.append(part)
+    return [*out, _plain(params, "norm")]
 
 
 def attention_scale(arch: Architecture) -> float:

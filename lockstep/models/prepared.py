@@ -16,10 +16,7 @@ from torch import Tensor
 
 from lockstep.kernels.linear import Packed, pack
 from lockstep.models.architecture import Architecture
-from lockstep.models.decoder import Operands, Parameters
-
-PRODUCTS = ("qkv", "output", "gate_up", "down")
-"""Parts of a layer that are weights of products."""
+from lockstep.models.decoder import PRODUCTS, Operands, Parameters
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from lockstep.core import Contract, Logprobs, Rollout
 from lockstep.errors import InputError, message
-from lockstep.kernels.attention import KEY_BLOCK, paged_attention, plan_tiles, slots, write_kv
+from lockstep.kernels.attention import KEY_BLOCK, plan_tiles, slots
 from lockstep.kernels.head import target_logprobs
 from lockstep.kernels.linear import Packed
-from lockstep.models.decoder import Parameters, attention_scale, hidden_states
+from lockstep.models.decoder import PagedKeys, Parameters, paged_hidden_states
 from lockstep.models.prepared import Kept, Prepared
 from lockstep.train.batch import require_rollouts
 from lockstep.train.forward import Forward
@@ -175,14 +175,8 @@ class SpanScorer:
         ids_T = torch.from_numpy(np.concatenate([walk.ids[start:end] for walk, start, end in pieces])).to(device)
         positions_T = torch.from_numpy(np.concatenate([np.arange(start, end) for _, start, end in pieces])).to(device)
         slots_T = slots(starts, counts, tables).to(device)
-        tiles, scale = plan_tiles(starts, counts, tables, device=device), attention_scale(arch)
-
-        def attention(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-            keys, values = scratch[layer]
-            write_kv((keys, values), k_TKD, v_TKD, slots_T)
-            return paged_attention(q_THD, keys, values, tiles, scale)
-
-        return hidden_states(weights.operands, arch, ids_T, positions_T, attention)
+        keys = PagedKeys(scratch, plan_tiles(starts, counts, tables, device=device), slots_T)
+        return paged_hidden_states(weights.operands, arch, ids_T, positions_T, keys)
 
 
 def _groups(rollouts: Sequence[Rollout], plans: Sequence[tuple[Pass, ...]], max_positions: int) -> Iterator[_Group]:

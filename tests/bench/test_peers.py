@@ -45,7 +45,7 @@ def test_a_peer_imports_nothing_that_its_environment_lacks(file):
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     allowed = SHARED | LIBRARIES.get(file.stem, set())
     if file.stem.startswith("lockstep_"):
-        allowed |= {"lockstep", "torch"}
+        allowed |= {"lockstep", "torch", "lockstep_engine"}
     assert {name.partition(".")[0] for name in names} <= allowed | sys.stdlib_module_names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -31,14 +32,14 @@ def bits(rollouts):
     return {r.id: (r.token_ids.tobytes(), r.sampler_logprobs.values.tobytes()) for r in rollouts}
 
 
-def run(engine, requests=REQUESTS, at: int = -1, then=lambda: None):
-    """All rollouts of `requests`; `then` is called before step `at`."""
+def run(engine, requests=REQUESTS, at: int = -1, then=lambda: None, events=None):
+    """All rollouts of `requests`; `then` is called before step `at`, as are `events` before theirs."""
+    events = {at: then, **(events or {})}
     for request in requests:
         engine.add(request)
     done, steps = [], 0
     while engine.has_work:
-        if steps == at:
-            then()
+        events.get(steps, lambda: None)()
         done += engine.step()
         engine.check()
         steps += 1
@@ -131,6 +132,46 @@ def test_tensors_may_come_one_by_one_and_only_one_update_is_open(llama):
     engine.finish_update(update)
     assert engine.version.number == 1
     assert engine.weights.serving.params["norm"].any()
+
+
+def test_an_update_may_be_prepared_in_another_thread_while_sequences_are_drawn(llama):
+    engine, new = llama.engine(), moved(llama)
+    version, probe = named(new, 1), probe_of(llama, new)
+    plain = llama.engine()
+    expected = bits(run(plain, at=6, then=lambda: plain.update_weights(new, version)))
+    update = engine.begin_update(version)
+    threads: list[threading.Thread] = []
+
+    def start():
+        def prepare():
+            for name, tensor in new.items():
+                update.stage(name, tensor)
+            update.prepare(probe)
+
+        threads.append(threading.Thread(target=prepare))
+        threads[0].start()
+
+    def install():
+        threads[0].join()
+        assert engine.version == llama.version, "nothing serves before it is finished"
+        engine.finish_update(update)
+
+    found = run(engine, events={3: start, 6: install})
+    assert bits(found) == expected
+    assert engine.version == version
+
+
+def test_what_is_staged_after_the_preparation_is_prepared_too(llama):
+    engine, new = llama.engine(), moved(llama)
+    update = engine.begin_update(named(new, 1))
+    for name in list(new)[1:]:
+        update.stage(name, new[name])
+    with pytest.raises(InputError, match="every parameter must be there"):
+        update.prepare()
+    first = next(iter(new))
+    update.stage(first, new[first])
+    engine.finish_update(update)
+    assert engine.version.number == 1
 
 
 @pytest.mark.parametrize("finish", [True, False])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lockstep import numerics
-from lockstep.engine import draw, engine, weights
+from lockstep.engine import draw, weights
 from lockstep.errors import GateRefused, NumericsError
 from lockstep.kernels.linear import Packed
 from lockstep.kernels.sampling import Sampled, sample
@@ -85,7 +85,7 @@ def test_a_stale_head_after_an_update(
         with pytest.raises(NumericsError, match="probe token 1 must have the publisher's logprob"):
             run_loop(tmp_path / "run", tiny_config(sampling=SAMPLING, max_steps=1))
         return
-    monkeypatch.setattr(engine, "require_probe", lambda *_: None)
+    monkeypatch.setattr(weights, "require_probe", lambda *_: None)
     evidence = _refused(run_loop, tiny_config, tmp_path / "run")
     assert evidence["num_differing"] > 0
 

@@ -281,13 +281,13 @@ def test_every_token_is_decided_once(family, max_tokens):
 def count_rows(monkeypatch) -> list[int]:
     import lockstep.train.replay as module
 
-    rows, real = [], module.hidden_states
+    rows, real = [], module.paged_hidden_states
 
-    def counted(params, arch, ids_T, positions_T, attention):
+    def counted(params, arch, ids_T, *rest):
         rows.append(len(ids_T))
-        return real(params, arch, ids_T, positions_T, attention)
+        return real(params, arch, ids_T, *rest)
 
-    monkeypatch.setattr(module, "hidden_states", counted)
+    monkeypatch.setattr(module, "paged_hidden_states", counted)
     return rows
 
 

@@ -6,13 +6,16 @@
 #include <torch/library.h>
 
 #include "attention.h"
+#include "checks.h"
 #include "product.h"
 #include "rowwise.h"
 
 namespace {
 
 using at::Tensor;
+using lockstep::indices;
 using lockstep::Problem;
+using lockstep::require_within;
 using lockstep::Source;
 using lockstep::Span;
 
@@ -31,28 +34,6 @@ Tensor dense_rows(const Tensor& x, at::ScalarType dtype, int64_t dims, const cha
   return x.stride(-1) == 1 ? x : x.contiguous();
 }
 
-// A wrong index must be an error, not a wild read.
-void require_within(const Tensor& x, int64_t end, const char* name) {
-  const int64_t* id = x.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < x.numel(); ++i)
-    TORCH_CHECK_INDEX(id[i] >= 0 && id[i] < end, name, ": ", id[i], " is not below ", end);
-}
-
-void require_plan(const Tensor& plan, const Tensor& table, int64_t rows) {
-  const Span* spans = reinterpret_cast<const Span*>(plan.const_data_ptr<int64_t>());
-  for (int64_t s = 0; s < plan.size(0); ++s) {
-    const int64_t blocks = (spans[s].start + spans[s].count + lockstep::kBlock - 1) / lockstep::kBlock;
-    TORCH_CHECK_INDEX(spans[s].start >= 0 && spans[s].count > 0 && spans[s].row >= 0 && spans[s].table >= 0 &&
-                          spans[s].row + spans[s].count <= rows && spans[s].table + blocks <= table.numel(),
-                      "plan: sequence ", s, " has rows or blocks that do not exist");
-  }
-}
-
-const int64_t* indices(const Tensor& x, const char* name) {
-  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == at::kLong && x.is_contiguous(), name, ": int64 and contiguous");
-  return x.const_data_ptr<int64_t>();
-}
-
 // Keys are [N, K, 16, D], or [T, K, D] with `rows`: the packed row of every slot of every block.
 template <typename T>
 Source<T> source(const Tensor& x, const std::optional<Tensor>& rows) {
@@ -65,9 +46,7 @@ void require_problem(const Tensor& q, const Tensor& k, const Tensor& v, const Te
   TORCH_CHECK(k.sizes() == v.sizes() && k.size(-1) == q.size(2) && q.size(1) % k.size(1) == 0,
               "q, k, v: heads must be whole groups, of one size");
   TORCH_CHECK(rows || k.size(2) == lockstep::kBlock, "k: blocks of ", lockstep::kBlock, " keys");
-  indices(plan, "plan"), indices(table, "table");
-  require_plan(plan, table, q.size(0));
-  require_within(table, rows ? rows->size(0) : k.size(0), "table");
+  lockstep::require_plan(plan, table, q.size(0), rows ? rows->size(0) : k.size(0));
   if (rows) indices(*rows, "rows"), require_within(*rows, k.size(0), "rows");
 }
 

@@ -22,7 +22,7 @@ MODES = ("auto", "native", "reference")
 DTYPES = (torch.bfloat16, torch.float32)
 OPERATORS = (
     "attention", "attention_backward", "pack", "product", "rms_norm", "add_rms_norm", "silu_mul", "rotate", "write_kv",
-    "draw", "score", "slope",
+    "draw", "score", "slope", "layers",
 )  # fmt: skip
 
 

@@ -1,0 +1,127 @@
+"""Lockstep's engine without its exactness: SDPA over dense keys, the library's products at whatever number of rows.
+
+In: settings and rounds (protocol.py). Out: seconds, tokens, logprobs.
+
+Scheduler, cache pages, sampler and all small kernels are the engine's own. Weights are laid out for oneDNN once, keys
+of a sequence lie side by side in a cache of fixed size: what an engine does that owes nobody equal bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lockstep_engine import start
+from protocol import serve
+from torch import Tensor
+
+from lockstep.engine import engine
+from lockstep.engine.kv import KeyValues
+from lockstep.engine.scheduler import Step
+from lockstep.engine.weights import Generation
+from lockstep.kernels import head
+from lockstep.kernels.linear import Packed
+from lockstep.models import Architecture, decoder
+
+SEQUENCES, CONTEXT = 64, 192
+"""Room of the dense cache: the work of the row, and no more."""
+
+
+class Dense:
+    """Keys and values [L, 2, S, K, C, D] of the sequences in flight, each in a row of its own."""
+
+    def __init__(self, arch: Architecture) -> None:
+        shape = (arch.num_layers, 2, SEQUENCES, arch.num_kv_heads, CONTEXT, arch.head_dim)
+        self.store = torch.zeros(shape, dtype=torch.bfloat16)
+        self._rows: dict[int, int] = {}
+
+    def rows(self, step: Step) -> list[int]:
+        """Where the completions of a step lie. A batch that begins anew has all rows."""
+        if any(start == 0 for start in step.starts):
+            waiting = {id(c) for c, start in zip(step.completions, step.starts, strict=True) if start}
+            self._rows = {key: row for key, row in self._rows.items() if key in waiting}
+        free = iter(sorted(set(range(SEQUENCES)) - set(self._rows.values())))
+        for completion in step.completions:
+            if id(completion) not in self._rows:
+                self._rows[id(completion)] = next(free)
+        return [self._rows[id(completion)] for completion in step.completions]
+
+    def attend(self, step: Step, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
+        """Rows [T, H, D] of the step's tokens."""
+        keys, values = self.store[layer]
+        rows = self.rows(step)
+        spans = zip(rows, step.starts, step.counts, strict=True)
+        if all(count == 1 for count in step.counts):
+            return self._decode((keys, values), torch.tensor(rows), torch.tensor(step.starts), qkv, scale)
+        out, first = [], 0
+        for row, at, count in spans:
+            q, k, v = (x[first : first + count].transpose(0, 1) for x in qkv)
+            end = at + count
+            keys[row, :, at:end], values[row, :, at:end] = k, v
+            mask = torch.arange(end)[None, :] <= torch.arange(at, end)[:, None]
+            seen = F.scaled_dot_product_attention(
+                q[None], keys[row : row + 1, :, :end], values[row : row + 1, :, :end], attn_mask=mask, scale=scale,
+                enable_gqa=True,
+            )  # fmt: skip
+            out.append(seen[0])
+            first += count
+        return torch.cat([part.transpose(0, 1) for part in out])
+
+    def _decode(
+        self, cache: tuple[Tensor, Tensor], rows: Tensor, at: Tensor, qkv: tuple[Tensor, Tensor, Tensor], scale: float
+    ) -> Tensor:
+        q, k, v = qkv
+        longest = int(at.max()) + 1
+        for side, new in zip(cache, (k, v), strict=True):
+            side[rows, :, at] = new
+        mask = (torch.arange(longest)[None, :] <= at[:, None])[:, None, None, :]
+        whole = len(rows) == SEQUENCES and bool((rows == torch.arange(SEQUENCES)).all())
+        keys, values = (side[:, :, :longest] if whole else side[rows, :, :longest] for side in cache)
+        seen = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
+        return seen[:, :, 0]
+
+
+class Products:
+    """Weights laid out for oneDNN, once each."""
+
+    def __init__(self) -> None:
+        self._laid: dict[int, Tensor] = {}
+
+    def linear(self, x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
+        """All rows at once, whatever their number."""
+        plain = weight.weight_OI if isinstance(weight, Packed) else weight
+        if plain.data_ptr() not in self._laid:
+            self._laid[plain.data_ptr()] = torch.ops.mkldnn._reorder_linear_weight(plain.to_mkldnn(), SEQUENCES)
+        return torch.ops.mkldnn._linear_pointwise(x, self._laid[plain.data_ptr()], bias, "none", [], "")
+
+
+def set_free() -> None:
+    """Take the exact parts out of this process's engine."""
+    products, kept = Products(), {}
+    decoder.linear = products.linear
+    head.linear = lambda x, weight, bias=None: products.linear(x.to(torch.bfloat16), weight, bias)
+
+    def last_hidden(step: Step, generation: Generation, arch: Architecture, _: KeyValues) -> Tensor:
+        dense = kept.setdefault("dense", Dense(arch))
+        scale = decoder.attention_scale(arch)
+        spans = list(zip(step.completions, step.starts, step.counts, strict=True))
+        ids = torch.cat([torch.as_tensor(c.tokens[at : at + n]) for c, at, n in spans]).long()
+        positions = torch.cat([torch.arange(at, at + n) for _, at, n in spans])
+        hidden = decoder.hidden_states(
+            generation.prepared.operands, arch, ids, positions,
+            lambda layer, q, k, v: dense.attend(step, layer, (q, k, v), scale),
+        )  # fmt: skip
+        return hidden[torch.tensor(step.counts).cumsum(0) - 1]
+
+    engine.last_hidden = last_hidden
+
+
+def start_free(**settings: Any) -> Any:
+    """The engine of lockstep_engine.py, freed."""
+    set_free()
+    return start(**settings)
+
+
+if __name__ == "__main__":
+    serve(start_free)
