@@ -92,7 +92,7 @@ class Products:
         """All rows at once, whatever their number."""
         plain = weight.weight_OI if isinstance(weight, Packed) else weight
         if plain.data_ptr() not in self._laid:
-            self._laid[plain.data_ptr()] = torch.ops.mkldnn._reorder_linear_weight(plain.to_mkldnn(), SEQUENCES)
+            self._laid[plain.data_ptr()] = torch.ops.mkldnn._reorder_linear_weight(plain, SEQUENCES)
         return torch.ops.mkldnn._linear_pointwise(x, self._laid[plain.data_ptr()], bias, "none", [], "")
 
 
