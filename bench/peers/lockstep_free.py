@@ -60,10 +60,9 @@ class Dense:
             end = at + count
             keys[row, :, at:end], values[row, :, at:end] = k, v
             mask = torch.arange(end)[None, :] <= torch.arange(at, end)[:, None]
-            seen = F.scaled_dot_product_attention(
-                q[None], keys[row : row + 1, :, :end], values[row : row + 1, :, :end], attn_mask=mask, scale=scale,
-                enable_gqa=True,
-            )  # fmt: skip
+            group = q.shape[0] // k.shape[0]
+            every = (side[row : row + 1, :, :end].repeat_interleave(group, 1) for side in (keys, values))
+            seen = F.scaled_dot_product_attention(q[None], *every, attn_mask=mask, scale=scale)
             out.append(seen[0])
             first += count
         return torch.cat([part.transpose(0, 1) for part in out])
@@ -78,8 +77,9 @@ class Dense:
         mask = (torch.arange(longest)[None, :] <= at[:, None])[:, None, None, :]
         whole = len(rows) == SEQUENCES and bool((rows == torch.arange(SEQUENCES)).all())
         keys, values = (side[:, :, :longest] if whole else side[rows, :, :longest] for side in cache)
-        seen = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
-        return seen[:, :, 0]
+        # The heads of a group are rows of one: the flash kernel takes that, and nothing is repeated.
+        grouped = q.unflatten(1, (k.shape[1], -1))
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale).flatten(1, 2)
 
 
 class Products:
