@@ -16,7 +16,7 @@ from lockstep.errors import InputError, message
 
 @dataclass(frozen=True, slots=True, order=True)
 class WeightVersion:
-    """An ordered number bound to the SHA-256 (hex) of the weights it names."""
+    """An ordered number bound to the digest (BLAKE3, hex: `models.checkpoint.digest`) of the weights it names."""
 
     number: int
     digest: str
@@ -26,7 +26,7 @@ class WeightVersion:
             raise InputError(
                 message(
                     f"weight version ({self.number})",
-                    "a version has a number >= 0 and a SHA-256 digest",
+                    "a version has a number >= 0 and a digest",
                     got=repr(self.digest),
                     expected="64 hex digits",
                     do="Take the version that the trainer published",

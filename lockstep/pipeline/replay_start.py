@@ -67,7 +67,7 @@ class Starts:
             do = "Give the model of the time under that name or path"
             raise InputError(
                 message(f"model ({config.model})", "a replay begins with the weights that the run began with", do=do,
-                        got=f"SHA-256 {got}", expected=recorded)
+                        got=f"digest {got}", expected=recorded)
             )  # fmt: skip
         found.history.add(found.trainer.version, found.trainer.snapshot())
         if not config.warm_start.steps:

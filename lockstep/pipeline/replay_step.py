@@ -4,7 +4,7 @@ In: a learner with the weights before the step, the step's records. Out: None, o
 learner has the weights after the step.
 
     rollouts  -->  advantages  -->  tokens, logprobs   -->  gate  -->  trainer logprobs  -->  weights
-    of this step   from rewards     drawn again (`redraw`)  of pipeline.update               SHA-256
+    of this step   from rewards     drawn again (`redraw`)  of pipeline.update               digest
 """
 
 from __future__ import annotations
@@ -144,5 +144,5 @@ def _weights(recorded: Recorded, now: WeightVersion) -> Divergence | None:
     if now == then:
         return None
     do = "Everything before the update was the same: compare machine, versions and threads with the manifest's"
-    got, expected = (f"version {v.number}, SHA-256 {v.digest}" for v in (now, then))
+    got, expected = (f"version {v.number}, digest {v.digest}" for v in (now, then))
     return Divergence(recorded.step, "weights", got, expected, do)

@@ -36,9 +36,10 @@ class Optimizer:
         self.steps = 0
         self._config = config
         self._adamw = self._fresh()
+        self._sums: dict[str, Tensor] = {}  # memory of the gradients, touched once: new pages are dear
         for name, leaf in self.leaves.items():
             leaf.requires_grad_()
-            leaf.register_post_accumulate_grad_hook(self._collector(self.masters[name]))
+            leaf.register_post_accumulate_grad_hook(self._collector(name))
 
     def begin(self, objective: Objective) -> None:
         """Say what the coming steps optimise."""
@@ -65,9 +66,9 @@ class Optimizer:
         """Clip by `norm` (from `require_finite`), update, publish, forget the gradients. Returns the learning rate."""
         rate = self.learning_rate(base_lr)
         scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
-        for master in self.masters.values():
+        for name, master in self.masters.items():
             if master.grad is None:
-                master.grad = torch.zeros_like(master)  # decay and momentum go on where there was no signal
+                master.grad = self._sum(name).zero_()  # decay and momentum go on where there was no signal
             elif scale < 1.0:
                 master.grad.mul_(scale)
         for group in self._adamw.param_groups:
@@ -85,7 +86,7 @@ class Optimizer:
                 leaf.copy_(self.masters[name])
 
     def zero(self) -> None:
-        """Forget the accumulated gradients and give their memory back."""
+        """Forget the accumulated gradients; their memory waits for the next."""
         for master in self.masters.values():
             master.grad = None
 
@@ -120,14 +121,19 @@ class Optimizer:
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
-    @staticmethod
-    def _collector(master: Tensor) -> Callable[[Tensor], None]:
+    def _sum(self, name: str) -> Tensor:
+        if name not in self._sums:
+            self._sums[name] = torch.empty_like(self.masters[name])
+        return self._sums[name]
+
+    def _collector(self, name: str) -> Callable[[Tensor], None]:
         """A hook that moves a leaf's gradient into the fp32 sum as soon as it is complete."""
+        master = self.masters[name]
 
         def collect(leaf: Tensor) -> None:
             assert leaf.grad is not None, "the hook runs after accumulation"
             if master.grad is None:
-                master.grad = leaf.grad.to(torch.float32)
+                master.grad = self._sum(name).copy_(leaf.grad)
             else:
                 master.grad.add_(leaf.grad)
             leaf.grad = None

@@ -25,7 +25,7 @@ VARYING = ("time/", "throughput/", "memory/", "corrections/")
 
 
 def _run(run_loop, path: Path, config: Any) -> tuple[str, list[dict[str, Any]]]:
-    """SHA-256 of the last weights, and the lines without times and without the ledger."""
+    """Digest of the last weights, and the lines without times and without the ledger."""
     last: list[str] = []
     run_loop(path, config, edit=lambda parts, loop: last.append(parts.trainer) or None)  # type: ignore[func-returns-value]
     lines = [
@@ -46,7 +46,7 @@ def uncorrected(request, run_loop, tiny_config, tmp_path_factory: pytest.TempPat
 def test_switched_off_the_weights_are_those_of_the_objective_alone(
     uncorrected, run_loop, tiny_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss as it was before there were corrections, written out here, ends with the same SHA-256."""
+    """The loss as it was before there were corrections, written out here, ends with the same digest."""
 
     def alone(microbatch: Any, logprobs_N: torch.Tensor, config: Any) -> PolicyLoss:
         inputs = (microbatch.sampler_logprobs_N, microbatch.advantages_N, microbatch.packed.sequence_N)
