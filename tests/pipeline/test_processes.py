@@ -61,7 +61,7 @@ def test_an_engine_that_is_killed_ends_the_run_with_one_error_and_it_resumes(
         real = getattr(engine, name)
 
         def then_die(*arguments: Any, **options: Any) -> Any:
-            if parts.trainer.version.number == 4 + 4:
+            if parts.trainer.version.number >= 4:  # a fast engine may have drawn all there is soon after
                 os.kill(engine.pid, signal.SIGKILL)
                 time.sleep(0.05)
             return real(*arguments, **options)

@@ -405,7 +405,7 @@ def test_a_damaged_checkpoint_is_passed_over(copied) -> None:
     file.write_bytes(bytes(data))
     found = replay(path, 4)
     assert found.equal and found.starts == ("the checkpoint of step 0",)
-    assert any("step_2" in note and "digest" in note for note in found.notes)
+    assert any("step_2" in note and "SHA-256" in note for note in found.notes)
 
 
 def test_a_checkpoint_of_another_run_is_passed_over(copied, recorded) -> None:
