@@ -8,7 +8,7 @@ of a sequence lie side by side in a cache of fixed size: what an engine does tha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,17 @@ from lockstep.models import Architecture, decoder
 
 SEQUENCES, CONTEXT = 64, 192
 """Room of the dense cache: the work of the row, and no more."""
+
+
+class Plan(NamedTuple):
+    """Pieces (row of the cache, first position, tokens) of a step that reads prompts; of any other, one token of each
+    of `rows`, at positions `at`. `whole`: the rows are all of the cache, in order."""
+
+    pieces: list[tuple[int, int, int]]
+    rows: Tensor = torch.empty(0)
+    at: Tensor = torch.empty(0)
+    mask: Tensor = torch.empty(0)
+    whole: bool = False
 
 
 class Dense:
@@ -47,15 +58,22 @@ class Dense:
                 self._rows[id(completion)] = next(free)
         return [self._rows[id(completion)] for completion in step.completions]
 
-    def attend(self, step: Step, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
+    def plan(self, step: Step) -> Plan:
+        """What all layers of a step have in common."""
+        rows, starts = self.rows(step), torch.tensor(step.starts)
+        if any(count > 1 for count in step.counts):
+            return Plan(list(zip(rows, step.starts, step.counts, strict=True)))
+        longest = int(starts.max()) + 1
+        mask = (torch.arange(longest)[None, :] <= starts[:, None])[:, None, None, :]
+        return Plan([], torch.tensor(rows), starts, mask, rows == list(range(SEQUENCES)))
+
+    def attend(self, plan: Plan, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
         """Rows [T, H, D] of the step's tokens."""
         keys, values = self.store[layer]
-        rows = self.rows(step)
-        spans = zip(rows, step.starts, step.counts, strict=True)
-        if all(count == 1 for count in step.counts):
-            return self._decode((keys, values), torch.tensor(rows), torch.tensor(step.starts), qkv, scale)
+        if not plan.pieces:
+            return _decode((keys, values), plan, qkv, scale)
         out, first = [], 0
-        for row, at, count in spans:
+        for row, at, count in plan.pieces:
             q, k, v = (x[first : first + count].transpose(0, 1) for x in qkv)
             end = at + count
             keys[row, :, at:end], values[row, :, at:end] = k, v
@@ -67,19 +85,16 @@ class Dense:
             first += count
         return torch.cat([part.transpose(0, 1) for part in out])
 
-    def _decode(
-        self, cache: tuple[Tensor, Tensor], rows: Tensor, at: Tensor, qkv: tuple[Tensor, Tensor, Tensor], scale: float
-    ) -> Tensor:
-        q, k, v = qkv
-        longest = int(at.max()) + 1
-        for side, new in zip(cache, (k, v), strict=True):
-            side[rows, :, at] = new
-        mask = (torch.arange(longest)[None, :] <= at[:, None])[:, None, None, :]
-        whole = len(rows) == SEQUENCES and bool((rows == torch.arange(SEQUENCES)).all())
-        keys, values = (side[:, :, :longest] if whole else side[rows, :, :longest] for side in cache)
-        # The heads of a group are rows of one: the flash kernel takes that, and nothing is repeated.
-        grouped = q.unflatten(1, (k.shape[1], -1))
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale).flatten(1, 2)
+
+def _decode(cache: tuple[Tensor, Tensor], plan: Plan, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
+    q, k, v = qkv
+    for side, new in zip(cache, (k, v), strict=True):
+        side[plan.rows, :, plan.at] = new
+    longest = plan.mask.shape[-1]
+    keys, values = (side[:, :, :longest] if plan.whole else side[plan.rows, :, :longest] for side in cache)
+    # The heads of a group are rows of one: the flash kernel takes that, and nothing is repeated.
+    grouped = q.unflatten(1, (k.shape[1], -1))
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=plan.mask, scale=scale).flatten(1, 2)
 
 
 class Products:
@@ -108,9 +123,10 @@ def set_free() -> None:
         spans = list(zip(step.completions, step.starts, step.counts, strict=True))
         ids = torch.cat([torch.as_tensor(c.tokens[at : at + n]) for c, at, n in spans]).long()
         positions = torch.cat([torch.arange(at, at + n) for _, at, n in spans])
+        plan = dense.plan(step)
         hidden = decoder.hidden_states(
             generation.prepared.operands, arch, ids, positions,
-            lambda layer, q, k, v: dense.attend(step, layer, (q, k, v), scale),
+            lambda layer, q, k, v: dense.attend(plan, layer, (q, k, v), scale),
         )  # fmt: skip
         return hidden[torch.tensor(step.counts).cumsum(0) - 1]
 

@@ -117,8 +117,12 @@ class Weights:
             raise NumericsError(message(f"weights (version {version})", rule, got=held, expected=version.digest, do=do))
         generation = Generation(staged, prepare(staged, self._arch, self._head_dtype), version)
         if probe is not None:
-            require_probe(probe, generation, self._arch)
+            self.ask(probe, generation)
         return generation
+
+    def ask(self, probe: Probe, generation: Generation) -> None:
+        """Raise `NumericsError` unless `generation` gives the logprobs of `probe`."""
+        require_probe(probe, generation, self._arch)
 
     def swap(self, generation: Generation) -> None:
         """Serve `generation` from the next forward on."""
@@ -178,15 +182,17 @@ class Update:
     def prepare(self, probe: Probe | None = None) -> None:
         """Verify what was staged, pack it, and ask it for the logprobs of `probe`; nothing serves it yet.
 
-        If it fails, nothing more can be done with the update but to cancel it: see `Weights.build`.
+        Raises what `Engine.update_weights` raises; the update is open still, for what is missing or to be cancelled.
         """
         self._ready = self._weights.build(self._params, self.version, share=True, probe=probe)
 
     def finish(self, probe: Probe | None = None) -> Generation:
         """Close the update; the generation of what was staged, or the error that says why it cannot serve."""
         try:
-            if self._ready is None or probe is not None:
+            if self._ready is None:
                 self.prepare(probe)
+            elif probe is not None:
+                self._weights.ask(probe, self._ready)
             assert self._ready is not None, "prepared"
             return self._ready
         finally:

@@ -161,6 +161,23 @@ def test_an_update_may_be_prepared_in_another_thread_while_sequences_are_drawn(l
     assert engine.version == version
 
 
+def test_a_probe_that_comes_with_the_swap_is_asked_of_what_was_prepared(llama, monkeypatch):
+    engine, new = llama.engine(), moved(llama)
+    update = engine.begin_update(named(new, 1))
+    for name, tensor in new.items():
+        update.stage(name, tensor)
+    update.prepare()
+    monkeypatch.setattr(weights_module, "prepare", None)  # packing once more would fail
+    with pytest.raises(NumericsError, match="must have the publisher's logprob"):
+        engine.finish_update(update, probe=probe_of_others(llama))
+    assert engine.version == llama.version
+
+
+def probe_of_others(llama) -> Probe:
+    ids = np.arange(3, 11, dtype=np.int32)
+    return Probe(ids, np.zeros(len(ids) - 1, np.float32))
+
+
 def test_what_is_staged_after_the_preparation_is_prepared_too(llama):
     engine, new = llama.engine(), moved(llama)
     update = engine.begin_update(named(new, 1))
