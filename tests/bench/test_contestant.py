@@ -23,12 +23,17 @@ def running(entrant, tmp_path) -> Contestant:
     return Contestant(entrant, tmp_path / "logs" / "one.log")
 
 
+def state(pid: int) -> str:
+    """The kernel's letter for what a process does; empty: there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def alive(pid: int) -> bool:
     """Whether the process still runs: a zombie that nobody has reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return state(pid) not in ("", "Z")
 
 
 def test_it_is_told_its_settings_and_then_asked(scripted, tmp_path):
@@ -171,8 +176,11 @@ def test_a_paused_one_does_not_outlive_us(scripted, tmp_path):
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert parent.stdout.readline() == "paused\n"
+        deadline = time.monotonic() + 30.0
+        while state(child) != "T" and time.monotonic() < deadline:  # the kernel wakes and ends what has stopped already
+            time.sleep(0.01)
         parent.kill()
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 30.0
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not alive(child)
