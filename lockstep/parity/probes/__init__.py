@@ -1,0 +1,1 @@
+"""Probes, one file a layer: what can be seen of a fault, cheapest first."""
