@@ -78,8 +78,8 @@ class Sample:
 class Statement:
     """What one side says of itself. `settings` are resolved ones, by the names of docs/auditor.md.
 
-    `number` and `digest` are the label of the weights as that side reports it; `tensors` digests by parameter name, read
-    back from the weights it would compute with (not repeated from what it was sent). None or empty: not said.
+    `number` and `digest` are the label of the weights as that side reports it; `tensors` digests by parameter name,
+    read back from the weights it would compute with (not repeated from what it was sent). None or empty: not said.
     """
 
     name: str

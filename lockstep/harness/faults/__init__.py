@@ -1,0 +1,17 @@
+"""The faults of the catalogue, as they are put into a laboratory; one file a layer.
+
+In: nothing. Out: `INJECTIONS` by code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lockstep.harness.faults import semantics
+from lockstep.harness.injection import Injection
+
+_ALL = (*semantics.INJECTIONS,)
+
+INJECTIONS: Mapping[str, Injection] = {injection.code: injection for injection in _ALL}
+
+assert len(INJECTIONS) == len(_ALL), "one injection a code"

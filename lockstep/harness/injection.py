@@ -1,0 +1,26 @@
+"""How a fault of the catalogue is put into a laboratory.
+
+In: nothing of ours but the laboratory. Out: `Injection`; the tables of harness/faults/ are made of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lockstep.harness.laboratory import Laboratory
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """`install` breaks a laboratory, which then stays broken; it is called before the step `onset` is observed.
+
+    `setup`: fields of `Setup` without which the fault has no effect (raw logprobs at T = 1 are right); all others are
+    drawn at random. `onset` 2 or later means that the first steps are clean.
+    """
+
+    code: str
+    install: Callable[[Laboratory], None]
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    onset: int = 2
