@@ -14,10 +14,11 @@ from lockstep.harness.laboratory import Laboratory
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """`install` breaks a laboratory, which then stays broken; it is called before the step `onset` is observed.
+    """`install` breaks a laboratory, which then stays broken. It is called once, after step `onset` - 1 has been
+    observed and before the trainer takes it, so that the update between the two is the first that can go wrong.
 
     `setup`: fields of `Setup` without which the fault has no effect (raw logprobs at T = 1 are right); all others are
-    drawn at random. `onset` 2 or later means that the first steps are clean.
+    drawn at random. Steps before `onset`, which is 2 or more, are clean.
     """
 
     code: str

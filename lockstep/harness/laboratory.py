@@ -50,7 +50,7 @@ class Hooks:
     `transport`: samples on their way to the trainer. `scores`: samples with the trainer's series. `record`: the whole
     observation, as the run writes it down. `publish`: parameters and version on their way to the engine; None loses
     them. `statement`: what the engine says of itself. `requests`: what the engine is asked for (the trainer believes
-    the original).
+    the original). `believed`: what the trainer takes a rollout for (its weight versions, say) when it scores it.
     """
 
     transport: list[Callable[[list[Sample]], list[Sample]]] = field(default_factory=list)
@@ -59,6 +59,7 @@ class Hooks:
     publish: list[Callable[[Published], Published | None]] = field(default_factory=list)
     statement: list[Callable[[Statement], Statement]] = field(default_factory=list)
     requests: list[Callable[[list[Request]], list[Request]]] = field(default_factory=list)
+    believed: list[Callable[[Rollout], Rollout]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +92,8 @@ class Laboratory:
         self.policy = UpdatePolicy("keep", "salt")
         self.engine = self._engine()
         self.trained_on: frozenset[str] = frozenset()
+        self.finished: list[Rollout] = []  # of the batch that is being drawn
+        self.drawn: list[Rollout] = []  # what the engine drew for the step, before anybody touched it
         self._pending: tuple[Proposal, Batch] | None = None
         self._unpublished: Published | None = None
         self._prefix = tuple(self.draw.integers(setup.prefix, VOCABULARY))
@@ -119,8 +122,9 @@ class Laboratory:
         self.step += 1
         asked = self.requests(self.step)
         drawn = self.run_engine(self._hooked(self.hooks.requests, list(asked)))
+        self.drawn = [rollout for rollout, _ in drawn]
         samples = self._hooked(self.hooks.transport, [self.sample_of(one) for one in drawn])
-        samples = self._hooked(self.hooks.scores, self._scored(samples, [rollout for rollout, _ in drawn]))
+        samples = self._hooked(self.hooks.scores, self._scored(samples, self.drawn))
         seen = Observation(
             step=self.step,
             samples=samples,
@@ -169,7 +173,7 @@ class Laboratory:
     def requests(self, step: int) -> list[Request]:
         """What a step asks for: prompts that begin alike, and go on differently from step to step."""
         d = Draws(self.setup.seed, f"requests of step {step}")
-        tails = [tuple(d.integers(d.integer(2, 10), VOCABULARY)) for _ in range(self.setup.prompts)]
+        tails = [tuple(d.integers(d.integer(2, self.setup.tail), VOCABULARY)) for _ in range(self.setup.prompts)]
         return [
             Request(f"s{step}p{i}", self._prefix + tail, self.setup.params, task_id=f"t{i}")
             for i, tail in enumerate(tails)
@@ -180,7 +184,7 @@ class Laboratory:
 
         Weights that wait for the engine come in the middle.
         """
-        waiting, completions, done = list(requests), {}, {}
+        waiting, completions = list(requests), {}
         steps, middle = 0, 3 + self.setup.params.max_tokens // 2
         while waiting or self.engine.has_work:
             arriving = waiting[:1] if steps == 0 else waiting if self._prefilled() else []
@@ -189,11 +193,12 @@ class Laboratory:
                 waiting.remove(request)
             for job in self.engine._scheduler.jobs():
                 completions |= {f"{job.request.id}/{c.index}": c for c in job.completions}
-            done |= {rollout.id: rollout for rollout in self.engine.step()}
+            self.finished += self.engine.step()
             steps += 1
             if steps == middle:
                 self.publish()
         self.publish()
+        done, self.finished = {rollout.id: rollout for rollout in self.finished}, []
         order = [f"{request.id}/{i}" for request in requests for i in range(request.params.n)]
         return [(done[name], completions[name].hit) for name in order if name in done]
 
@@ -262,7 +267,7 @@ class Laboratory:
             **tiny,  # type: ignore[arg-type]
             kv_cache_gb=room,
             max_tokens_per_step=self.setup.max_tokens_per_step,
-            max_sequences=24,
+            max_sequences=self.setup.max_sequences,
         )
         return Engine(self.network.model, first.params, first.version, config, share=True)
 
@@ -272,10 +277,11 @@ class Laboratory:
     def _scored(self, samples: list[Sample], rollouts: Sequence[Rollout]) -> list[Sample]:
         """The trainer's logprobs, at the weights (and over the keys) that the rollouts say drew them."""
         gains = np.array([1.0 if i % 2 else -1.0 for i in range(len(rollouts))])
-        batch = Batch(tuple(rollouts), gains)
+        believed = [self._hooked(self.hooks.believed, rollout) for rollout in rollouts]
+        batch = Batch(tuple(believed), gains)
         proposal = self.trainer.propose(batch)
         self._pending = proposal, batch
-        series = self._at_sampling(rollouts, proposal.trainer_logprobs)
+        series = self._at_sampling(believed, proposal.trainer_logprobs)
         return [replace(s, trainer=t.values) for s, t in zip(samples, series, strict=True)]
 
     def _at_sampling(self, rollouts: Sequence[Rollout], now: Sequence[Logprobs]) -> list[Logprobs]:

@@ -48,12 +48,12 @@ def run(networks: Networks, seed: int, injection: Injection | None = None) -> Ca
     with Laboratory(networks, setup) as laboratory:
         auditor = auditor_of(laboratory)
         for step in range(1, last + 1):
-            if injection and step == onset:
-                injection.install(laboratory)
             finding = auditor.look(laboratory.observe())
             if finding.status != "parity":
                 early = injection is None or step < onset
                 return Case(code, seed, finding, step - onset, setup.exact, early)
+            if injection and step == onset - 1:
+                injection.install(laboratory)
             laboratory.advance()
     return Case(code, seed, None, None, setup.exact)
 

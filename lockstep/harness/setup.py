@@ -15,8 +15,8 @@ from lockstep.harness.networks import FAMILIES
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A training of `prompts` x `generations` completions a step. `prefix` tokens begin every prompt, so that prompts
-    meet in the prefix cache; `in_flight`: new weights come while tokens are being drawn.
+    """A training of `prompts` x `params.n` completions a step. `prefix` tokens begin every prompt, so that prompts meet
+    in the prefix cache, and 2 to `tail` follow; `in_flight`: new weights come while tokens are being drawn.
 
     `exact`: engine and trainer are one computation in `dtype`. Otherwise the engine computes in float32 what the
     trainer computes in bfloat16 with the same (bfloat16) weights: two honest implementations, which differ by rounding.
@@ -29,9 +29,11 @@ class Setup:
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=12, n=4, ignore_eos=True))
     prompts: int = 4
     prefix: int = 40
+    tail: int = 10
     in_flight: bool = False
     lr: float = 3e-3
     pages: int = 96
+    max_sequences: int = 24
     max_tokens_per_step: int = 64
 
     @classmethod

@@ -35,14 +35,17 @@ class Reading:
 class Weights:
     """Which weights. `version`: a number the reference holds (None: the sample's own).
 
-    `stale` names parameters that are taken from `older` instead. `name` picks weights that are held under a word:
-    ``masters`` are the trainer's fp32 ones.
+    `stale` names parameters that are taken from `older` instead; ``head`` there is the weight of the logits' product
+    alone, also where it is tied to the embedding. `name` picks weights that are held under a word: ``masters`` are the
+    trainer's fp32 ones. With `rows`, all of this is true of the rows from `rows[id][0]` to `rows[id][1]` - 1 of a
+    sample only, whose keys the later rows read; the others are as stated.
     """
 
     version: int | None = None
     stale: frozenset[str] = frozenset()
     older: int | None = None
     name: str = ""
+    rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

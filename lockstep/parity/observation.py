@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lockstep.core import Request, Rollout, SamplingParams
+from lockstep.core import Request, Rollout, SamplingParams, Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,8 +24,9 @@ class Sample:
     engine says it had and drew, if it says so (None: the same). `sampler` and `trainer` are the logprobs as each side
     reports them, of whatever length they came; `again` the trainer's from another pass (other microbatches) over the
     same weights; `reference` those of the reference policy. `versions` [T], `path` [T] (core.Path) and `num_cached`
-    (prompt tokens whose keys came from the prefix cache; None: not said) are the engine's words. `params` is what was
-    asked for. `mask` bool [T]: which tokens the loss counts. `ratio`: the sequence's importance weight as reported.
+    (prompt tokens whose keys came from the prefix cache; None: not said) are the engine's words; so is `spans`, which
+    weights ran which positions (core.Provenance; empty: not said, then keys are those of each token's own version, or
+    of the newest weights if `versions` is not said either). `params` is what was asked for. `mask` bool [T]: which tokens the loss counts. `ratio`: the sequence's importance weight as reported.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Sample:
     versions: np.ndarray | None = None
     path: np.ndarray | None = None
     num_cached: int | None = None
+    spans: tuple[Span, ...] = ()
     finish_reason: str = ""
     text: str | None = None
     mask: np.ndarray | None = None
@@ -62,6 +64,7 @@ class Sample:
             versions=origin.weight_version,
             path=origin.path,
             num_cached=None if origin.cached.any() else 0,
+            spans=origin.spans,
             finish_reason=rollout.finish_reason,
             text=rollout.text,
         )
