@@ -47,6 +47,23 @@ def k3(log_ratio: np.ndarray) -> np.ndarray:
         return np.expm1(lr) - lr
 
 
+def ratio_metrics(log_ratio: np.ndarray) -> dict[str, float]:
+    """Token means of the statistics of lr = trainer - sampler [N], N > 0, in float64, under their published names.
+
+    `ess` is (sum r)^2 / (N sum r^2), 1.0 if all ratios are alike.
+    """
+    lr = np.asarray(log_ratio, np.float64)
+    with np.errstate(over="ignore"):  # a broken engine may well reach infinity; the metric says so
+        ratio, divergence = np.exp(lr), k3(lr)
+    relative = np.exp(lr - lr.max())  # ess does not change with the scale, and cannot overflow
+    return {
+        "ratio_new_old": float(ratio.mean()),
+        "kl_new_old": float(divergence.mean()),
+        "mean_abs_log_ratio_new_old": float(np.abs(lr).mean()),
+        "ess": float(relative.sum() ** 2 / (len(lr) * np.square(relative).sum())),
+    }
+
+
 def request_key(seed: int, request: str, sample: int) -> np.ndarray:
     """Philox key uint64 [2] of one sampled sequence: a hash, so that any id may be used and none collide by design."""
     digest = hashlib.blake2b(f"{seed}\0{request}\0{sample}".encode(), digest_size=16).digest()

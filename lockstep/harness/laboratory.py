@@ -131,6 +131,7 @@ class Laboratory:
             engine=self.statement(),
             trainer=self._trainer_says(),
             expected=Statement("publisher", {}, self.trainer.version.number, self.trainer.version.digest),
+            metrics=self._pending[0].metrics if self._pending else {},
             requests=asked,
             history=self.trained_on,
         )
@@ -282,7 +283,13 @@ class Laboratory:
         proposal = self.trainer.propose(batch)
         self._pending = proposal, batch
         series = self._at_sampling(believed, proposal.trainer_logprobs)
-        return [replace(s, trainer=t.values) for s, t in zip(samples, series, strict=True)]
+        first = SpanScorer(self.trainer.forward, self.history, 512).score(
+            [of_version(rollout, 0) for rollout in believed]
+        )
+        return [
+            replace(sample, trainer=then.values, current=now.values, reference=old.values)
+            for sample, then, now, old in zip(samples, series, proposal.trainer_logprobs, first, strict=True)
+        ]
 
     def _at_sampling(self, rollouts: Sequence[Rollout], now: Sequence[Logprobs]) -> list[Logprobs]:
         number = self.trainer.version.number
@@ -299,3 +306,14 @@ class Laboratory:
         for hook in hooks:
             value = hook(value)
         return value
+
+
+def of_version(rollout: Rollout, number: int) -> Rollout:
+    """The rollout as if one version had drawn all of it."""
+    origin, drawn = rollout.provenance, rollout.sampler_logprobs
+    versions = np.full(len(rollout.token_ids), number, np.int32)
+    return replace(
+        rollout,
+        provenance=replace(origin, weight_version=versions, spans=()),
+        sampler_logprobs=replace(drawn, contract=replace(drawn.contract, weight_versions=(number,))),
+    )

@@ -22,11 +22,15 @@ class Sample:
 
     `prompt_ids` [P] and `token_ids` [T] are what the trainer was given; `drawn_prompt_ids` and `drawn_ids` what the
     engine says it had and drew, if it says so (None: the same). `sampler` and `trainer` are the logprobs as each side
-    reports them, of whatever length they came; `again` the trainer's from another pass (other microbatches) over the
-    same weights; `reference` those of the reference policy. `versions` [T], `path` [T] (core.Path) and `num_cached`
-    (prompt tokens whose keys came from the prefix cache; None: not said) are the engine's words; so is `spans`, which
-    weights ran which positions (core.Provenance; empty: not said, then keys are those of each token's own version, or
-    of the newest weights if `versions` is not said either). `params` is what was asked for. `mask` bool [T]: which tokens the loss counts. `ratio`: the sequence's importance weight as reported.
+    reports them, of whatever length they came: the trainer's at the weights that drew the tokens, as far as it knows.
+    `again` are the trainer's from another pass (other microbatches) over the same weights, `current` those at its
+    present weights, which the objective uses (None: the same), `reference` those of the reference policy.
+
+    `versions` [T], `path` [T] (core.Path) and `num_cached` (prompt tokens whose keys came from the prefix cache; None:
+    not said) are the engine's words; so is `spans`, which weights ran which positions (core.Provenance; empty: not
+    said, then keys are those of each token's own version, or of the newest weights if `versions` is not said either).
+    `params` is what was asked for. `mask` bool [T]: which tokens the loss counts. `ratio`: the sequence's importance
+    weight as reported.
     """
 
     id: str
@@ -37,6 +41,7 @@ class Sample:
     params: SamplingParams | None = None
     group: str = ""
     again: np.ndarray | None = None
+    current: np.ndarray | None = None
     reference: np.ndarray | None = None
     drawn_prompt_ids: np.ndarray | None = None
     drawn_ids: np.ndarray | None = None

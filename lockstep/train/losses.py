@@ -126,21 +126,12 @@ def reference_kl(trainer_N: Tensor, reference_N: Tensor) -> Tensor:
 
 
 def ratio_metrics(trainer: np.ndarray, sampler: np.ndarray, clipped: np.ndarray) -> dict[str, float]:
-    """Token means of the log ratio's statistics in float64, raw: before any clip or mask. All inputs are [N], N > 0.
+    """`numerics.ratio_metrics` of trainer - sampler, raw: before any clip or mask, and the fraction that was clipped.
 
-    `ess` is (sum r)^2 / (N sum r^2), 1.0 if all ratios are alike.
+    All inputs are [N], N > 0.
     """
     log_ratio = np.asarray(trainer, np.float64) - np.asarray(sampler, np.float64)
-    with np.errstate(over="ignore"):  # a broken engine may well reach infinity; the metric says so
-        ratio, divergence = np.exp(log_ratio), numerics.k3(log_ratio)
-    relative = np.exp(log_ratio - log_ratio.max())  # ess does not change with the scale, and cannot overflow
-    return {
-        "ratio_new_old": float(ratio.mean()),
-        "kl_new_old": float(divergence.mean()),
-        "mean_abs_log_ratio_new_old": float(np.abs(log_ratio).mean()),
-        "clamp_log_ratio_new_old_indicator": float(np.mean(clipped)),
-        "ess": float(relative.sum() ** 2 / (len(ratio) * np.square(relative).sum())),
-    }
+    return {**numerics.ratio_metrics(log_ratio), "clamp_log_ratio_new_old_indicator": float(np.mean(clipped))}
 
 
 def _surrogate(ratio: Tensor, advantages: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:

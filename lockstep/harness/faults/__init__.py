@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lockstep.harness.faults import cache, semantics, weights
+from lockstep.harness.faults import cache, objective, semantics, weights
 from lockstep.harness.injection import Injection
 
-_ALL = (*semantics.INJECTIONS, *weights.INJECTIONS, *cache.INJECTIONS)
+_ALL = (*semantics.INJECTIONS, *weights.INJECTIONS, *cache.INJECTIONS, *objective.INJECTIONS)
 
 INJECTIONS: Mapping[str, Injection] = {injection.code: injection for injection in _ALL}
 

@@ -13,9 +13,9 @@ import numpy as np
 from lockstep.core import Span
 from lockstep.engine import scheduler
 from lockstep.engine.cache import PagePool, page_key
-from lockstep.harness.faults.weights import believe_newest, of_version
+from lockstep.harness.faults.weights import believe_newest
 from lockstep.harness.injection import Injection
-from lockstep.harness.laboratory import Laboratory
+from lockstep.harness.laboratory import Laboratory, of_version
 from lockstep.parity.observation import Sample, Statement
 from lockstep.train import SpanScorer
 from lockstep.weight_update import UpdatePolicy
@@ -30,7 +30,7 @@ def surviving_prefix(laboratory: Laboratory) -> None:
 
 
 def unlabelled_keys(laboratory: Laboratory) -> None:
-    """CAC02: requests in flight go on over their old keys; tokens name the weights that drew them, nothing names keys."""
+    """CAC02: who is in flight goes on over its old keys; tokens name the weights that drew them, nothing names keys."""
 
     def score(samples: list[Sample]) -> list[Sample]:
         """What a trainer does that knows versions of tokens only: each token at its own, over keys of the same."""
@@ -72,8 +72,9 @@ def colliding_keys(laboratory: Laboratory) -> None:
 
 
 def freed_early(laboratory: Laboratory) -> None:
-    """CAC05: whoever finds a cached page forgets to take it off the list of those that may be given away; when pages run
-    short it is given away, and written over, while it is still read.
+    """CAC05: whoever finds a cached page forgets to take it off the list of those that may be given away.
+
+    When pages run short it is given away, and written over, while it is still read.
     """
 
     def hold(pool: PagePool, page: int) -> int:

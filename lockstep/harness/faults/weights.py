@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lockstep.adapters.reference import NativeReference
-from lockstep.core import Rollout
 from lockstep.engine import weights as engine_weights
 from lockstep.harness.injection import Injection
-from lockstep.harness.laboratory import Laboratory, Published
+from lockstep.harness.laboratory import Laboratory, Published, of_version
 from lockstep.models.checkpoint import digest
 from lockstep.models.prepared import Prepared, head_weight
 from lockstep.parity.hypothesis import Hypothesis, Weights
@@ -146,18 +144,6 @@ def believe_newest(laboratory: Laboratory) -> None:
     """The trainer takes all tokens for those of its present weights, and tokens carry no label of their own."""
     laboratory.hooks.believed.append(lambda rollout: of_version(rollout, laboratory.trainer.version.number))
     laboratory.hooks.transport.append(lambda samples: [replace(s, versions=None, spans=()) for s in samples])
-
-
-def of_version(rollout: Rollout, number: int) -> Rollout:
-    """The rollout as if one version had drawn all of it."""
-    origin, drawn = rollout.provenance, rollout.sampler_logprobs
-    versions = np.full(len(rollout.token_ids), number, np.int32)
-    contract = replace(drawn.contract, weight_versions=(number,))
-    return replace(
-        rollout,
-        provenance=replace(origin, weight_version=versions, spans=()),
-        sampler_logprobs=replace(drawn, contract=contract),
-    )
 
 
 def forged(params: Mapping[str, Tensor], number: int) -> Published:

@@ -9,8 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lockstep.parity.probe import Probe
-from lockstep.parity.probes import semantics
+from lockstep.parity.probes import cache, objective, semantics, weights
 
-CHEAP: Mapping[str, Probe] = {}
+CHEAP: Mapping[str, Probe] = {
+    "label": weights.label,
+    "tensors": weights.tensors,
+    "repetition": objective.repetition,
+    "metrics": objective.metrics,
+    "sequence weights": objective.weights,
+    "reference policy": objective.replaced,
+}
 
-DEEP: Mapping[str, Probe] = {"readings": semantics.readings}
+DEEP: Mapping[str, Probe] = {
+    "readings": semantics.readings,
+    "versions": weights.versions,
+    "torn update": weights.torn,
+    "identity update": weights.identity,
+    "scale": weights.scale,
+    "fp32 masters": weights.masters,
+    "prefix cache": cache.prefixes,
+    "mixed keys": cache.mixed,
+    "other prefixes": cache.strangers,
+    "garbage": cache.garbage,
+    "staleness": objective.staleness,
+}
