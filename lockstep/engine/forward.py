@@ -25,18 +25,23 @@ def last_hidden(step: Step, generation: Generation, arch: Architecture, kv: KeyV
     """Hidden rows [S, E] of the last token that each completion of the step runs."""
     kv.copy(step.copies)
     device = generation.device
-    starts, counts = np.asarray(step.starts), np.asarray(step.counts)
-    ends = counts.cumsum()
+    ends = np.cumsum(step.counts)
     tables = [kv.blocks(completion.pages) for completion in step.completions]
     ids = [c.tokens[a : a + n] for c, a, n in zip(step.completions, step.starts, step.counts, strict=True)]
-    positions = np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
-    rows = np.stack((np.concatenate(ids), positions, slots(step.starts, step.counts, tables).numpy()))
+    rows = np.stack((np.concatenate(ids), positions_of(step), slots(step.starts, step.counts, tables).numpy()))
     ids_T, positions_T, slots_T = torch.from_numpy(rows).to(device)
     tiles = plan_tiles(step.starts, step.counts, tables, device=device)
     keys = PagedKeys(kv.store, tiles, slots_T)
     hidden_TE = paged_hidden_states(generation.prepared.operands, arch, ids_T, positions_T, keys)
     _score_prompts(step, hidden_TE, generation)
     return hidden_TE[torch.from_numpy(ends - 1).to(device)]
+
+
+def positions_of(step: Step) -> np.ndarray:
+    """int64 [T]: where each row of the step stands in its sequence."""
+    starts, counts = np.asarray(step.starts), np.asarray(step.counts)
+    ends = counts.cumsum()
+    return np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
 
 
 def _score_prompts(step: Step, hidden_TE: Tensor, generation: Generation) -> None:

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lockstep.harness.faults import cache, objective, semantics, weights
+from lockstep.harness.faults import cache, numerics, objective, path, semantics, weights
 from lockstep.harness.injection import Injection
 
-_ALL = (*semantics.INJECTIONS, *weights.INJECTIONS, *cache.INJECTIONS, *objective.INJECTIONS)
+_ALL = (
+    *semantics.INJECTIONS,
+    *weights.INJECTIONS,
+    *cache.INJECTIONS,
+    *path.INJECTIONS,
+    *numerics.INJECTIONS,
+    *objective.INJECTIONS,
+)
 
 INJECTIONS: Mapping[str, Injection] = {injection.code: injection for injection in _ALL}
 
