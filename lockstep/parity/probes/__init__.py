@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lockstep.parity.probe import Probe
-from lockstep.parity.probes import cache, objective, semantics, weights
+from lockstep.parity.probes import cache, numerics, objective, path, semantics, weights
 
 CHEAP: Mapping[str, Probe] = {
     "label": weights.label,
     "tensors": weights.tensors,
+    "trainer against itself": numerics.itself,
     "repetition": objective.repetition,
     "metrics": objective.metrics,
     "sequence weights": objective.weights,
@@ -31,5 +32,10 @@ DEEP: Mapping[str, Probe] = {
     "mixed keys": cache.mixed,
     "other prefixes": cache.strangers,
     "garbage": cache.garbage,
+    "offsets": path.offsets,
+    "late penalties": path.late,
+    "decode against prefill": path.decoding,
+    "company and order": path.company,
+    "roundings": numerics.roundings,
     "staleness": objective.staleness,
 }
