@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lockstep.adapters.reference import NativeReference
 from lockstep.harness.faults import INJECTIONS
 from lockstep.harness.injection import Injection
 from lockstep.harness.laboratory import Laboratory
@@ -20,6 +19,7 @@ from lockstep.harness.setup import Setup
 from lockstep.harness.subject import LaboratorySubject
 from lockstep.parity.auditor import Auditor
 from lockstep.parity.evidence import Finding
+from lockstep.pipeline.reference import NativeReference
 
 PATIENCE = 3
 """Steps after the onset within which a fault must be seen."""

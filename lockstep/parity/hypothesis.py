@@ -64,13 +64,11 @@ class Keys:
 class Layout:
     """Where rows stand. `shift` is added to the positions of all rows from `start[id]` on (their keys included).
 
-    `hidden[id]`: positions whose keys no row from `start[id]` on can see. `before[id]`: token ids that stand before the
-    sample in a pack and are seen by it.
+    `before[id]`: token ids that stand before the sample in a pack and are seen by it.
     """
 
     shift: int = 0
     start: Mapping[str, int] = field(default_factory=dict)
-    hidden: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     before: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

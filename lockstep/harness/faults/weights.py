@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lockstep.adapters.reference import NativeReference
 from lockstep.engine import weights as engine_weights
 from lockstep.harness.injection import Injection
 from lockstep.harness.laboratory import Laboratory, Published, of_version
@@ -21,6 +20,7 @@ from lockstep.models.checkpoint import digest
 from lockstep.models.prepared import Prepared, head_weight
 from lockstep.parity.hypothesis import Hypothesis, Weights
 from lockstep.parity.observation import Sample, Statement
+from lockstep.pipeline.reference import NativeReference
 from lockstep.weight_update import WeightVersion
 
 
