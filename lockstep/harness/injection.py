@@ -18,10 +18,12 @@ class Injection:
     observed and before the trainer takes it, so that the update between the two is the first that can go wrong.
 
     `setup`: fields of `Setup` without which the fault has no effect (raw logprobs at T = 1 are right); all others are
-    drawn at random. Steps before `onset`, which is 2 or more, are clean.
+    drawn at random. Steps before `onset`, which is 2 or more, are clean. `beneath`: the faults that this one hides;
+    naming one of them is right if this one is among the evidence.
     """
 
     code: str
     install: Callable[[Laboratory], None]
     setup: Mapping[str, Any] = field(default_factory=dict)
     onset: int = 2
+    beneath: tuple[str, ...] = ()

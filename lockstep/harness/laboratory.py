@@ -94,6 +94,7 @@ class Laboratory:
         self.trained_on: frozenset[str] = frozenset()
         self.finished: list[Rollout] = []  # of the batch that is being drawn
         self.drawn: list[Rollout] = []  # what the engine drew for the step, before anybody touched it
+        self.arrived: list[Drawn] = []  # the same with what came from the prefix cache
         self._pending: tuple[Proposal, Batch] | None = None
         self._unpublished: Published | None = None
         self._prefix = tuple(self.draw.integers(setup.prefix, VOCABULARY))
@@ -122,7 +123,7 @@ class Laboratory:
         self.step += 1
         asked = self.requests(self.step)
         drawn = self.run_engine(self._hooked(self.hooks.requests, list(asked)))
-        self.drawn = [rollout for rollout, _ in drawn]
+        self.arrived, self.drawn = drawn, [rollout for rollout, _ in drawn]
         samples = self._hooked(self.hooks.transport, [self.sample_of(one) for one in drawn])
         samples = self._hooked(self.hooks.scores, self._scored(samples, self.drawn))
         seen = Observation(

@@ -31,7 +31,7 @@ from lockstep.parity.side import CannotAsk, Reference, Subject
 MEMORY = 3
 """Observations that are kept to compare with."""
 
-CLOSE = 0.1
+CLOSE = 0.05
 """Causes whose explained parts differ by less than this are equally good; the earlier layer is the better answer."""
 
 

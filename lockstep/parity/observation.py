@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lockstep.core import Request, Rollout, SamplingParams, Span
+from lockstep.core import Request, Rollout, SamplingParams, Span, Support
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +29,9 @@ class Sample:
     `versions` [T], `path` [T] (core.Path) and `num_cached` (prompt tokens whose keys came from the prefix cache; None:
     not said) are the engine's words; so is `spans`, which weights ran which positions (core.Provenance; empty: not
     said, then keys are those of each token's own version, or of the newest weights if `versions` is not said either).
-    `params` is what was asked for. `mask` bool [T]: which tokens the loss counts. `ratio`: the sequence's importance
-    weight as reported.
+    `params` is what was asked for, `support` what the sampler kept of each token's distribution (None: not said; where
+    it truncates, a reference then computes it again). `mask` bool [T]: which tokens the loss counts. `ratio`: the
+    sequence's importance weight as reported.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Sample:
     path: np.ndarray | None = None
     num_cached: int | None = None
     spans: tuple[Span, ...] = ()
+    support: Support | None = None
     finish_reason: str = ""
     text: str | None = None
     mask: np.ndarray | None = None
@@ -70,6 +72,7 @@ class Sample:
             path=origin.path,
             num_cached=None if origin.cached.any() else 0,
             spans=origin.spans,
+            support=rollout.support,
             finish_reason=rollout.finish_reason,
             text=rollout.text,
         )

@@ -24,6 +24,11 @@ ENOUGH = 0.5
 """A cause must explain at least this part of the mismatch; below, nobody can say what it was."""
 
 
+IMPOSSIBLE = 30.0
+"""Nats that a token counts for which one side calls impossible (outside its support): finite, so that a hypothesis
+which makes it possible again explains something."""
+
+
 @dataclass(slots=True, eq=False)
 class Look:
     """One observation under examination. `before`: those of earlier steps, the newest last.
@@ -71,13 +76,12 @@ class Look:
     def explained(self, hypothesis: Hypothesis, who: Who = "sampler") -> float:
         """The fraction of the distance of `who` that goes away when the reference assumes `hypothesis`; at most 1.
 
-        Negative where it makes things worse, 0 where there is nothing to explain. Infinite distances explain nothing.
+        Negative where it makes things worse, 0 where there is nothing to explain.
         """
         total = float(self.distance(who).sum())
-        if not total > 0 or not np.isfinite(total):
+        if not total > 0:
             return 0.0
-        left = float(self.distance(who, self.score(hypothesis)).sum())
-        return 1.0 - left / total if np.isfinite(left) else -1.0
+        return 1.0 - float(self.distance(who, self.score(hypothesis)).sum()) / total
 
     def evidence(
         self,
@@ -107,4 +111,5 @@ def _excess(mine: np.ndarray, other: np.ndarray, grain: float) -> float:
     with np.errstate(invalid="ignore"):
         far = np.abs(mine.astype(np.float64) - other.astype(np.float64))
     far = np.where(mine.view(np.int32) == other.view(np.int32), 0.0, far)  # -inf on both sides is no distance
+    far = np.minimum(np.nan_to_num(far, nan=IMPOSSIBLE), IMPOSSIBLE)
     return max(float(far.sum()) - grain * len(far), 0.0)

@@ -46,12 +46,12 @@ def narrow_rope(laboratory: Laboratory) -> None:
 
 
 def narrow_norm(laboratory: Laboratory) -> None:
-    """NUM04: the engine's norms are summed in bf16."""
+    """NUM04: every result within the engine's norms is rounded to bf16."""
 
     def norm(x_TE: Tensor, gain_E: Tensor, eps: float) -> Tensor:
         narrow = x_TE.bfloat16()
-        mean = (narrow * narrow).mean(-1, keepdim=True)
-        return (narrow * torch.rsqrt(mean + eps) * gain_E.bfloat16()).to(x_TE.dtype)
+        mean = (narrow * narrow).float().mean(-1, keepdim=True).bfloat16()
+        return (narrow * torch.rsqrt((mean + eps).float()).bfloat16() * gain_E.bfloat16()).to(x_TE.dtype)
 
     def add_norm(x_TE: Tensor, delta_TE: Tensor, gain_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total = x_TE + delta_TE

@@ -49,14 +49,14 @@ def staleness(laboratory: Laboratory) -> None:
 def served_twice(laboratory: Laboratory) -> None:
     """OBJ04: the loader hands out the batch of the step before once more."""
     drawn_by = laboratory.run_engine
-    last: list[list[Drawn]] = []
+    last = [laboratory.arrived]
 
     def run(requests: Sequence[Request]) -> list[Drawn]:
         if last:
             laboratory.publish()
             return last.pop()
         last.append(drawn_by(requests))
-        return last[0]
+        return last[-1]
 
     laboratory.patch(laboratory, "run_engine", run)
 
@@ -98,5 +98,5 @@ INJECTIONS: Sequence[Injection] = (
     Injection("OBJ03", staleness, _STALE),
     Injection("OBJ04", served_twice, {"in_flight": False}),
     Injection("OBJ05", replaced_reference),
-    Injection("OBJ06", hidden_by_correction, {"exact": True}),
+    Injection("OBJ06", hidden_by_correction, {"exact": True}, beneath=("SEM01",)),
 )

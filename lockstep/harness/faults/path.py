@@ -61,9 +61,9 @@ def batch_scale(laboratory: Laboratory) -> None:
     _quantised_rows(laboratory, lambda rows_NE: rows_NE.abs().amax())
 
 
-def first_row_scale(laboratory: Laboratory) -> None:
-    """PTH05: the scale of the batch is that of its first row."""
-    _quantised_rows(laboratory, lambda rows_NE: rows_NE[0].abs().amax())
+def last_row_scale(laboratory: Laboratory) -> None:
+    """PTH05: the scale of the batch is that of its last row."""
+    _quantised_rows(laboratory, lambda rows_NE: rows_NE[-1].abs().amax())
 
 
 def late_penalties(laboratory: Laboratory) -> None:
@@ -119,6 +119,6 @@ INJECTIONS: Sequence[Injection] = (
     Injection("PTH02", chunk_offset, {"in_flight": False}),
     Injection("PTH03", resumed_offset, _SHORT_OF_PAGES),
     Injection("PTH04", batch_scale, {"exact": True}),
-    Injection("PTH05", first_row_scale),
+    Injection("PTH05", last_row_scale),
     Injection("PTH06", late_penalties, {"params": _PENALISED}),
 )

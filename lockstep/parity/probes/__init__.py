@@ -34,8 +34,8 @@ DEEP: Mapping[str, Probe] = {
     "garbage": cache.garbage,
     "offsets": path.offsets,
     "late penalties": path.late,
-    "decode against prefill": path.decoding,
     "company and order": path.company,
+    "decode against prefill": path.decoding,
     "roundings": numerics.roundings,
     "staleness": objective.staleness,
 }

@@ -46,17 +46,18 @@ def prefixes(look: Look) -> Sequence[Evidence]:
 
 def mixed(look: Look) -> Sequence[Evidence]:
     """CAC02: who was in flight at an update goes on over keys of older weights, and nobody says so."""
-    until = {}
+    boundaries: dict[int, dict[str, int]] = {}
     for sample in look.samples:
         if sample.spans or sample.versions is None or len(sample.versions) != len(sample.token_ids):
             continue
         changes = np.flatnonzero(np.diff(sample.versions))
         if changes.size:
-            until[sample.id] = len(sample.prompt_ids) + int(changes[0])
-    if not until or not look.deviates("sampler"):
+            older = int(sample.versions[changes[0]])
+            boundaries.setdefault(older, {})[sample.id] = len(sample.prompt_ids) + int(changes[0])
+    if not boundaries or not look.deviates("sampler"):
         return ()
     found = []
-    for older in _older(look):
+    for older, until in boundaries.items():
         why = f"{len(until)} samples go on over keys of version {older} after the update in their middle"
         found.append(look.evidence("CAC02", Hypothesis(keys=Keys(older=older, until=until)), why))
     return [evidence for evidence in found if evidence is not None]
@@ -145,13 +146,15 @@ def _interrupted(sample: Sample, at: int) -> bool:
     changed = (
         sample.versions is not None and at < len(sample.versions) and sample.versions[at] != sample.versions[at - 1]
     )
-    recomputed = sample.path is not None and at < len(sample.path) and sample.path[at] == Path.RECOMPUTE
+    recomputed = sample.path is not None and bool((sample.path[: at + 1] == Path.RECOMPUTE).any())
     return bool(changed or recomputed)
 
 
 def _alone(look: Look, honest: Mapping[str, np.ndarray]) -> float:
     """How much of the distance is gone when the requests of some samples are drawn again, one at a time."""
     assert look.subject is not None, "asked for"
+    if "reset" in look.subject.can:
+        look.subject.reset()  # what is cached may be the garbage itself
     requests: dict[str, Request] = {request.id: request for request in look.observation.requests}
     before = after = 0.0
     for name in dict.fromkeys(sample_id.rpartition("/")[0] for sample_id in honest):

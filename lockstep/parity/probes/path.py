@@ -11,15 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from lockstep.core import Path, SamplingParams
+from lockstep.core import Path, Request, SamplingParams
 from lockstep.parity.evidence import Evidence
 from lockstep.parity.hypothesis import Hypothesis, Layout, Reading
 from lockstep.parity.observation import Sample
 from lockstep.parity.probe import ENOUGH, Look
 from lockstep.parity.side import CannotAsk
 
-FEW = 6
-"""Requests that are drawn again in an experiment."""
+FEW, SHORT = 4, 6
+"""Requests of an experiment, and tokens of their prompts: few enough that any engine runs them side by side, so that
+another order is not another company."""
 
 SHIFTS = (1, -1)
 
@@ -48,7 +49,7 @@ def decoding(look: Look) -> Sequence[Evidence]:
     if share < ENOUGH:
         return ()
     why = f"decoded tokens deviate, the same tokens scored by the engine's prefill do not: that is {share:.0%} of it"
-    return [Evidence("PTH01", why, share, figures={"explained": share})]
+    return [Evidence("PTH01", why, min(share, SEEN_ONLY), figures={"explained": share})]
 
 
 def offsets(look: Look) -> Sequence[Evidence]:
@@ -85,34 +86,43 @@ def company(look: Look) -> Sequence[Evidence]:
         raise CannotAsk("company and order: it needs a live engine whose draws are keyed")
     if not look.deviates("sampler"):
         return ()
-    requests = list(look.observation.requests)[:FEW]
-    if len(requests) < 2:
-        raise CannotAsk("company and order: one request is no company")
+    requests = _short(look)
     together = _series(look.subject.sample(requests))
     again = _series(look.subject.sample(requests))
     noise = _apart(together, again)
-    turned = _apart(together, _series(look.subject.sample(requests[::-1])))
+    turned = _apart(together, _series(look.subject.sample([requests[0], *requests[:0:-1]])))
     alone: dict[str, Sample] = {}
     for request in requests:
         alone |= _series(look.subject.sample([request]))
     single = _apart(together, alone)
-    least = max(2 * noise, look.grain / 4)
+    total = float(look.distance("sampler").sum()) / sum(len(sample.token_ids) for sample in look.samples)
+    least = max(2 * noise, look.grain, total / 2) if look.grain else 2 * noise
     if turned > least:
-        why = f"the same requests in reverse order move logprobs by {turned:.3g} nats a token"
-        return [_experiment(look, "PTH05", why, noise, turned)]
+        why = f"the same requests in another order move logprobs by {turned:.3g} nats a token"
+        return [_experiment("PTH05", why, noise, turned)]
     if single > least:
         why = f"requests alone and in a batch of {len(requests)} differ by {single:.3g} nats a token, in any order"
-        return [_experiment(look, "PTH04", why, noise, single)]
+        return [_experiment("PTH04", why, noise, single)]
     return ()
 
 
-def _experiment(look: Look, code: str, why: str, noise: float, moved: float) -> Evidence:
-    """Evidence for as much of the mismatch as the experiment moves, and never so much as an explanation of it."""
-    total = float(look.distance("sampler").sum()) / sum(len(sample.token_ids) for sample in look.samples)
-    share = min(moved / total, SEEN_ONLY)
-    return Evidence(
-        code, f"{why}; the same batch twice, by {noise:.3g}", share, figures={"noise": noise, "moved": moved}
-    )
+def _short(look: Look) -> list[Request]:
+    """Beginnings of the step's prompts, one completion each, equally long."""
+    requests = look.observation.requests
+    if not requests:
+        raise CannotAsk("company and order: the requests of the step are not known")
+    chosen = [requests[i % len(requests)] for i in range(FEW)]
+    return [
+        replace(request, id=f"{request.id}/alike{i}", prompt_ids=request.prompt_ids[i : i + SHORT],
+                params=replace(request.params, n=1, ignore_eos=True))
+        for i, request in enumerate(chosen)
+    ]  # fmt: skip
+
+
+def _experiment(code: str, why: str, noise: float, moved: float) -> Evidence:
+    """Evidence of an experiment: never so much as an explanation of the numbers themselves."""
+    said = f"{why}; the same batch twice, by {noise:.3g}"
+    return Evidence(code, said, SEEN_ONLY, figures={"noise": noise, "moved": moved})
 
 
 def _by_path(look: Look) -> tuple[float, float] | None:

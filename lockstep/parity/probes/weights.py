@@ -91,7 +91,11 @@ def masters(look: Look) -> Sequence[Evidence]:
         return ()
     why = "the trainer's own forward uses its fp32 masters, the engine what was published"
     evidence = look.evidence("WGT07", Hypothesis(weights=Weights(name="masters")), why, "trainer")
-    return [] if evidence is None else [evidence]
+    number = look.observation.trainer.number
+    if evidence is None or number is None or look.reference is None or number not in look.reference.versions:
+        return [] if evidence is None else [evidence]
+    published = look.explained(Hypothesis(weights=Weights(version=number)), "trainer")
+    return [evidence] if evidence.explained > published else []
 
 
 def torn(look: Look) -> Sequence[Evidence]:

@@ -7,6 +7,7 @@ Private numbers rise with time, as spans must: version v is 2v + 1, and a mixtur
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -70,10 +71,15 @@ def course_of(sample: Sample, hypothesis: Hypothesis, versions: Sequence[int]) -
     newest = _newest(sample, versions)
     if keys.older is not None and sample.id in keys.until:
         until = min(keys.until[sample.id], end)
+        if keys.older >= newest:
+            do = "Assume keys of a version before the one that drew the sample"
+            rule = "keys are older than the weights that read them"
+            subject = f"hypothesis (sample {sample.id})"
+            raise CannotAsk(message(subject, rule, got=keys.older, expected=f"less than {newest}", do=do))
         return _course([(0, until, Held(keys.older)), (until, end, Held(newest, int8=int8))])
     mixture = Held(newest if weights.version is None else weights.version, weights.stale, weights.older, int8)
     if weights.rows:
-        stated = list(_stated(sample, newest, end))
+        stated = list(_in_flight(sample, newest, end))
         return _course(_cut(stated, weights.rows.get(sample.id), mixture))
     if weights.version is not None or weights.stale:
         return _course([(0, end, mixture)])
@@ -104,6 +110,18 @@ def _stated(sample: Sample, newest: int, end: int) -> Iterator[tuple[int, int, H
         yield 0, first + last + 1, Held(int(number))
 
 
+def _in_flight(sample: Sample, newest: int, end: int) -> Iterator[tuple[int, int, Held]]:
+    """As the engine says; where it names versions of tokens only, each goes on over the keys of those before it."""
+    said = sample.versions
+    if sample.spans or said is None or len(said) != len(sample.token_ids):
+        yield from _stated(sample, newest, end)
+        return
+    first = len(sample.prompt_ids) - 1
+    changes = [0, *(np.flatnonzero(np.diff(said)) + 1).tolist(), len(said)]
+    for start, stop in itertools.pairwise(changes):
+        yield (first + start if start else 0), min(first + stop, end), Held(int(said[start]))
+
+
 def _cut(
     stated: Sequence[tuple[int, int, Held]], rows: tuple[int, int] | None, mixture: Held
 ) -> list[tuple[int, int, Held]]:
@@ -119,7 +137,10 @@ def _cut(
 
 
 def _course(pieces: Sequence[tuple[int, int, Held]]) -> Course:
-    """Spans of the pieces that are not empty; neighbours of one number become one."""
+    """Spans of the pieces that are not empty; neighbours of one number become one.
+
+    Raises `CannotAsk` for weights that would become older on the way.
+    """
     spans: list[Span] = []
     held: dict[int, Held] = {}
     for start, end, key in pieces:
@@ -127,6 +148,10 @@ def _course(pieces: Sequence[tuple[int, int, Held]]) -> Course:
             continue
         held[key.number] = key
         last = spans[-1] if spans else None
+        if last is not None and start and key.number < last.version:
+            rule, do = "weights only become newer along a sample", "Assume them where the version changes"
+            got = f"version {key.version} after {held[last.version].version} at position {start}"
+            raise CannotAsk(message("hypothesis", rule, got=got, expected="a version that is not older", do=do))
         if last is not None and last.version == key.number and last.end == start:
             spans[-1] = Span(last.start, end, key.number)
         else:

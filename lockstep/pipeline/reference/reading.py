@@ -21,6 +21,7 @@ from lockstep.kernels.linear import Packed
 from lockstep.kernels.sampling import sample as draw
 from lockstep.parity.hypothesis import Reading
 from lockstep.parity.observation import Sample
+from lockstep.train.targets import cut_support
 
 
 def read(hidden_NE: Tensor, head: Packed, sample: Sample, tokens: range, reading: Reading) -> np.ndarray:
@@ -29,8 +30,11 @@ def read(hidden_NE: Tensor, head: Packed, sample: Sample, tokens: range, reading
     ids_N = torch.from_numpy(sample.token_ids[tokens.start : tokens.stop].astype(np.int64))
     histories = _histories(sample, tokens, params, reading.late)
     temperature = (params.temperature or 1.0) / reading.scale
-    support, outside_N = None, np.zeros(len(ids_N), bool)
-    if params.truncates:
+    support, outside_N = None, np.zeros(len(ids_N), bool)  # the recorded support is a fact; others are computed again
+    if params.truncates and sample.support is not None and params == sample.params:
+        support = cut_support(sample.support, tokens)
+        outside_N = _outside(support, ids_N.numpy())
+    elif params.truncates:
         scaled = replace(params, temperature=temperature)
         support, outside_N = _support(hidden_NE, head, ids_N, scaled, histories)
     targets = Targets(ids_N, temperature, support, histories)
@@ -82,6 +86,12 @@ def _support(
     whole = [np.union1d(k, [t]) if out else k for k, t, out in zip(kept, ids, outside_N, strict=True)]
     offsets = np.concatenate(([0], np.cumsum([len(found) for found in whole])))
     return Support(np.concatenate(whole).astype(np.int32), offsets.astype(np.int64)), outside_N
+
+
+def _outside(support: Support, ids_N: np.ndarray) -> np.ndarray:
+    """Which tokens their recorded support does not hold; the contract of a rollout rules that out."""
+    sizes = np.diff(support.offsets)
+    return np.add.reduceat(support.ids == np.repeat(ids_N, sizes), support.offsets[:-1]) == 0
 
 
 def _chunks(rows: int) -> Iterator[slice]:

@@ -53,7 +53,9 @@ class NativeReference:
         max_tokens: int = 2048,
     ) -> None:
         self._arch, self._versions, self._named = arch, versions, named or {}
-        self._dtype, self._head_dtype, self._max_tokens = dtype, head_dtype, max_tokens
+        self._dtype: Dtype = dtype
+        self._head_dtype: Literal["float32", "model"] = head_dtype
+        self._max_tokens = max_tokens
         self._forwards: dict[str, Forward] = {}
 
     @property

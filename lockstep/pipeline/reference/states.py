@@ -80,7 +80,7 @@ def _rows(samples: Sequence[Sample], courses: Sequence[Course], h: Hypothesis) -
         number = np.empty(len(own), np.int64)
         for span in course.layout:
             number[span.start : span.end] = span.version
-        number[: len(h.keys.instead.get(sample.id, ()))] = -1
+        number[: min(len(h.keys.instead.get(sample.id, ())), len(sample.prompt_ids) - 1)] = -1
         ids += [before, own]
         positions += [np.arange(len(before)), at]
         numbers += [np.full(len(before), course.layout[0].version), number]
@@ -101,7 +101,7 @@ def _given(
     oldest = min(held)
     start = 0
     for sample, length in zip(samples, rows.lengths, strict=True):
-        other = h.keys.instead.get(sample.id, ())
+        other = h.keys.instead.get(sample.id, ())[: len(sample.prompt_ids) - 1]
         ids[start : start + len(other)] = torch.tensor(other, dtype=torch.int64)
         start += length
     number[:] = oldest
@@ -185,10 +185,10 @@ def _projected(
 
 
 def _narrow_norm(x: Tensor, gain_E: Tensor, eps: float) -> Tensor:
-    """`rms_norm` with everything in bf16."""
+    """`rms_norm` whose every result is rounded to bf16."""
     narrow = x.bfloat16()
-    mean = (narrow * narrow).mean(-1, keepdim=True)
-    return (narrow * torch.rsqrt(mean + eps) * gain_E.bfloat16()).to(x.dtype)
+    mean = (narrow * narrow).float().mean(-1, keepdim=True).bfloat16()
+    return (narrow * torch.rsqrt((mean + eps).float()).bfloat16() * gain_E.bfloat16()).to(x.dtype)
 
 
 def int8(values: Tensor) -> Tensor:
