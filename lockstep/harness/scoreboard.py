@@ -9,7 +9,7 @@ fault is put in before step `onset`. What is named before that, or without a fau
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockstep.harness.faults import INJECTIONS
 from lockstep.harness.injection import Injection
@@ -19,10 +19,14 @@ from lockstep.harness.setup import Setup
 from lockstep.harness.subject import LaboratorySubject
 from lockstep.parity.auditor import Auditor
 from lockstep.parity.evidence import Finding
+from lockstep.parity.floor import Floor
 from lockstep.pipeline.reference import NativeReference
 
 PATIENCE = 3
 """Steps after the onset within which a fault must be seen."""
+
+CALIBRATION = 8
+"""Batches on whose tokens the noise floor is measured."""
 
 CLEAN_STEPS = 6
 """Steps of a run without a fault."""
@@ -59,15 +63,23 @@ def run(networks: Networks, seed: int, injection: Injection | None = None) -> Ca
 
 
 def auditor_of(laboratory: Laboratory) -> Auditor:
-    """An auditor that has never seen the laboratory before."""
+    """An auditor that has never seen the laboratory before; of a pair with noise it has measured the floor."""
     trainer = laboratory.trainer
     reference = NativeReference(
-        laboratory.network.model.arch,
+        trainer.model.arch,
         laboratory.history,
         {"masters": trainer.optimizer.masters},
-        laboratory.setup.dtype,
+        trainer.config.engine.dtype,
     )
-    return Auditor(reference, LaboratorySubject(laboratory))
+    subject = LaboratorySubject(laboratory)
+    if laboratory.setup.exact:
+        return Auditor(reference, subject, Floor.exact())
+    tokens = [
+        sample
+        for batch in range(CALIBRATION)
+        for sample in subject.sample([replace(r, id=f"floor{batch}{r.id}") for r in laboratory.requests(0)])
+    ]
+    return Auditor(reference, subject, Floor.of(reference.calibration(tokens)))
 
 
 def cases(networks: Networks, codes: Sequence[str], seeds: range, clean: range) -> Iterator[Case]:

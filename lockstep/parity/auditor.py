@@ -77,10 +77,10 @@ class Auditor:
         if self._exact:
             return any(_bits_differ(sample) for sample in scored)
         assert self.floor is not None, "a pair that is not exact has a floor"
-        self._alarm = self._alarm or Alarm(self.alpha)
-        for sample in scored:
-            self._alarm = self._alarm.fed(self.floor.p_value(difference(sample)))
-        return self._alarm.raised
+        if scored:
+            p_values = [self.floor.p_value(difference(sample)) for sample in scored]
+            self._alarm = (self._alarm or Alarm(self.alpha)).fed(p_values)
+        return self._alarm is not None and self._alarm.raised
 
 
 def difference(sample: Sample) -> np.ndarray:

@@ -99,5 +99,5 @@ INJECTIONS: Sequence[Injection] = (
     Injection("CAC02", unlabelled_keys, {"in_flight": True}),
     Injection("CAC03", refused_reset, {"in_flight": False}),
     Injection("CAC04", colliding_keys, {"in_flight": False, "prefix": 30, "tail": 24}),
-    Injection("CAC05", freed_early, {"pages": 11, "max_sequences": 4, "prompts": 10}),
+    Injection("CAC05", freed_early, {"pages": 11, "max_sequences": 4, "prompts": 10, "prefix": 40}),
 )

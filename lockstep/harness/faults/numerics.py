@@ -138,5 +138,5 @@ INJECTIONS: Sequence[Injection] = (
     Injection("NUM03", narrow_rope, {"exact": True}),
     Injection("NUM04", narrow_norm, {"exact": True}),
     Injection("NUM05", quantised, {"exact": True}),
-    Injection("NUM06", other_microbatches),
+    Injection("NUM06", other_microbatches, {"exact": True}),
 )

@@ -28,8 +28,8 @@ def short_window(laboratory: Laboratory) -> None:
     """PTH01: the kernel for decoding counts its keys one short, so that a row does not see the newest key."""
 
     def plan(starts: Sequence[int], counts: Sequence[int], tables: Any, **rest: Any) -> Tiles:
-        decoding = all(count == 1 for count in counts)
-        return plan_tiles([max(start - 1, 0) for start in starts] if decoding else starts, counts, tables, **rest)
+        seen = [max(start - 1, 0) if count == 1 else start for start, count in zip(starts, counts, strict=True)]
+        return plan_tiles(seen, counts, tables, **rest)
 
     laboratory.patch(forward, "plan_tiles", plan)
 

@@ -18,8 +18,8 @@ from lockstep.parity.probe import ENOUGH, Look
 from lockstep.parity.probes.weights import OLDER
 from lockstep.parity.side import CannotAsk
 
-ABRUPT = 0.7
-"""Part of the deviating samples that must begin right and go wrong in the middle."""
+SUDDEN = 0.7
+"""Part of the deviating samples that must begin right, or over keys that they found, and go wrong by themselves."""
 
 
 def prefixes(look: Look) -> Sequence[Evidence]:
@@ -100,14 +100,15 @@ def garbage(look: Look) -> Sequence[Evidence]:
         return ()
     honest = dict(zip((sample.id for sample in look.samples), look.score(), strict=True))
     starts = [_start(sample, honest[sample.id], look.grain) for sample in wrong]
-    abrupt = [s for s, at in zip(wrong, starts, strict=True) if at > 0 and not _interrupted(s, at)]
-    if len(abrupt) < ABRUPT * len(wrong):
+    sudden = [s for s, at in zip(wrong, starts, strict=True) if (at > 0 or s.num_cached) and not _interrupted(s, at)]
+    if len(sudden) < SUDDEN * len(wrong):
         return ()
     share = _alone(look, {sample.id: honest[sample.id] for sample in wrong})
     if share < ENOUGH:
         return ()
     why = (
-        f"{len(wrong)} of {len(look.samples)} samples go wrong in their middle, first at token {min(starts)}; "
+        f"{len(wrong)} of {len(look.samples)} samples read keys that somebody wrote over, the first from token "
+        f"{min(starts)} on; "
         f"drawn again one by one, {share:.0%} of it is gone"
     )
     return [Evidence("CAC05", why, share, figures={"samples": len(wrong)})]

@@ -22,6 +22,9 @@ NAMES = ("ratio_new_old", "kl_new_old", "mean_abs_log_ratio_new_old")
 SAME = 1e-3
 """Relative distance at which two computations of one metric agree: what float32 sums of many tokens lose."""
 
+UNLIKELY = -10.0
+"""Nats of a completion that is not drawn twice by chance, with the same bits, in two batches."""
+
 Log = Callable[[Sample], np.ndarray]
 """float64 [T] of a sample's log ratio, or the part of it that a metric is made of."""
 
@@ -71,7 +74,7 @@ def repetition(look: Look) -> Sequence[Evidence]:
     twice = [sample for sample in samples if sample.id in look.observation.history]
     if not twice:
         before = {_content(s) for seen in look.before for s in seen.samples if s.sampler is not None}
-        twice = [s for s in samples if s.sampler is not None and len(s.token_ids) > 3 and _content(s) in before]
+        twice = [s for s in samples if s.sampler is not None and s.sampler.sum() < UNLIKELY and _content(s) in before]
     if len(twice) * 2 < len(samples) or not twice:
         return ()
     why = f"{len(twice)} of {len(samples)} samples were in an earlier batch ({twice[0].id})"
