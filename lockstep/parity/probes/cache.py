@@ -95,7 +95,8 @@ def garbage(look: Look) -> Sequence[Evidence]:
     """CAC05: a few samples go wrong in their middle, where nothing happened to them; alone they are right."""
     if look.subject is None or not {"sample", "seeded"} <= look.subject.can:
         raise CannotAsk("drawing again: it needs a live engine whose draws are keyed")
-    wrong = [sample for sample, far in zip(look.samples, look.distance("sampler").tolist(), strict=True) if far > 0]
+    far = look.distance("sampler").tolist()
+    wrong = [s for s, total in zip(look.samples, far, strict=True) if total > 2 * look.grain * len(s.token_ids)]
     if not wrong or len(wrong) == len(look.samples):
         return ()
     honest = dict(zip((sample.id for sample in look.samples), look.score(), strict=True))
