@@ -128,6 +128,7 @@ class ParityConfig(Section):
     """The gate before each optimizer step. There is no tolerance on-policy: the bar is equality of bits."""
 
     gate: bool = Field(default=True, description="false only measures; the run is then marked as not gated")
+    audit: bool = Field(default=True, description="look at every step for faults, and for the cause of what moves")
 
 
 class CorrectionsConfig(Section):

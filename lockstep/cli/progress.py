@@ -21,7 +21,7 @@ from rich.progress import (
 class ProgressBars:
     """One bar a stage, shown from its first `update` on; nothing at all if there is no work, or with `silent`."""
 
-    def __init__(self, *, silent: bool = False, unit: Literal["bytes", "steps"] = "bytes") -> None:
+    def __init__(self, *, silent: bool = False, unit: Literal["bytes", "steps", "runs"] = "bytes") -> None:
         self._silent = silent
         count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
         columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())

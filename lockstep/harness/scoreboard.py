@@ -8,6 +8,7 @@ fault is put in before step `onset`. What is named before that, or without a fau
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from lockstep.harness.setup import Setup
 from lockstep.harness.subject import LaboratorySubject
 from lockstep.parity.auditor import Auditor
 from lockstep.parity.evidence import Finding
+from lockstep.parity.fault import Layer
 from lockstep.parity.floor import Floor
 from lockstep.pipeline.reference import NativeReference
 
@@ -42,10 +44,34 @@ class Case:
     delay: int | None
     exact: bool
     false_alarm: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seen(self) -> bool:
+        """Whether the fault was seen, and not something before it."""
+        return self.code is not None and self.found is not None and not self.false_alarm
+
+    @property
+    def right_layer(self) -> bool:
+        """Whether the layer that was named is the fault's, or that of a fault which it hides."""
+        named = self.found.layer if self.seen and self.found is not None else None
+        return named is not None and self.code is not None and (named is Layer.of(self.code) or self.right_cause)
+
+    @property
+    def right_cause(self) -> bool:
+        """Whether the fault itself was named first, or one that it hides, with this one among the evidence."""
+        if not self.seen or self.found is None or self.code is None:
+            return False
+        if self.found.code == self.code:
+            return True
+        among = any(evidence.code == self.code for evidence in self.found.evidence)
+        return among and self.found.code in INJECTIONS[self.code].beneath
 
 
 def run(networks: Networks, seed: int, injection: Injection | None = None) -> Case:
     """Observe one laboratory until the auditor speaks, or for as long as it is given."""
+    started = time.perf_counter()
     setup = Setup.random(seed, **(injection.setup if injection else {}))
     code, onset = (injection.code, injection.onset) if injection else (None, 1)
     last = onset + PATIENCE - 1 if injection else CLEAN_STEPS
@@ -55,11 +81,12 @@ def run(networks: Networks, seed: int, injection: Injection | None = None) -> Ca
             finding = auditor.look(laboratory.observe())
             if finding.status != "parity":
                 early = injection is None or step < onset
-                return Case(code, seed, finding, step - onset, setup.exact, early)
+                seconds = time.perf_counter() - started
+                return Case(code, seed, finding, step - onset, setup.exact, early, step, seconds)
             if injection and step == onset - 1:
                 injection.install(laboratory)
             laboratory.advance()
-    return Case(code, seed, None, None, setup.exact)
+    return Case(code, seed, None, None, setup.exact, steps=last, seconds=time.perf_counter() - started)
 
 
 def auditor_of(laboratory: Laboratory) -> Auditor:

@@ -43,6 +43,7 @@ from lockstep.pipeline.publish import publish
 from lockstep.pipeline.sampling import Sampling
 from lockstep.pipeline.update import update
 from lockstep.pipeline.warm_start import warm_start
+from lockstep.pipeline.watch import Watch, with_cause
 from lockstep.rewards import Grade, advantages
 from lockstep.trace.observer import Observer
 from lockstep.trace.rollouts import RolloutRecord
@@ -62,6 +63,7 @@ class Loop:
         self._config = parts.config
         self._stop = StopRequest()
         self._sampling = Sampling(parts)
+        self._watch = Watch(parts.trainer, parts.history, run.path / "parity") if parts.config.parity.audit else None
         self._done = 0  # whole steps behind us
         self._saved: int | None = None  # step of the newest checkpoint
 
@@ -148,8 +150,10 @@ class Loop:
                 rollouts, texts, grades, gains.values, outcome.scored, strict=True
             )
         ]
+        with watch.stage("audit"):
+            finding = self._watch.look(step, batch, outcome) if self._watch else None
         if not outcome.decision.admitted:
-            self._refuse(step, outcome.decision, records)
+            self._refuse(step, with_cause(outcome.decision, finding) if finding else outcome.decision, records)
         with watch.stage("publish"):
             publish(parts)
         with watch.stage("trace"):
@@ -190,13 +194,15 @@ class Loop:
 
     def _refuse(self, step: int, decision: Decision, records: Sequence[RolloutRecord]) -> NoReturn:
         kept = self._run.write_refusal(step, decision, records)
+        audit = decision.evidence.get("audit")
+        cause = f"{audit['verdict']}. " if audit else ""
         raise GateRefused(
             message(
                 f"parity gate (step {step})",
                 "no optimizer step on logprobs that are not the trainer's",
                 got=decision.reason,
                 expected="equal bits on every token",
-                do=f"Nothing was changed. The decision and its batch are kept: {kept}",
+                do=f"{cause}Nothing was changed. The decision and its batch are kept: {kept}",
             )
         )
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lockstep.core import Span
+from lockstep.core import SamplingParams, Span
 from lockstep.engine import scheduler
 from lockstep.engine.cache import PagePool, page_key
 from lockstep.harness.faults.weights import believe_newest
@@ -94,10 +94,18 @@ def freed_early(laboratory: Laboratory) -> None:
     laboratory.patch(PagePool, "hold", hold)
 
 
+_CROWDED = {
+    "pages": 11,
+    "max_sequences": 4,
+    "prompts": 10,
+    "prefix": 40,
+    "params": SamplingParams(max_tokens=12, n=4, ignore_eos=True),
+}
+
 INJECTIONS: Sequence[Injection] = (
     Injection("CAC01", surviving_prefix, {"in_flight": False}),
     Injection("CAC02", unlabelled_keys, {"in_flight": True}),
     Injection("CAC03", refused_reset, {"in_flight": False}),
     Injection("CAC04", colliding_keys, {"in_flight": False, "prefix": 30, "tail": 24}),
-    Injection("CAC05", freed_early, {"pages": 11, "max_sequences": 4, "prompts": 10, "prefix": 40}),
+    Injection("CAC05", freed_early, _CROWDED),
 )
