@@ -16,9 +16,11 @@ from packaging.requirements import Requirement
 
 from lockstep.cli import app
 from lockstep.config import load
+from lockstep.parity.catalogue import CATALOGUE, SECTIONS
+from lockstep.parity.catalogue.citation import citations
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "LOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
 PROGRAM = re.compile(
@@ -95,7 +97,8 @@ def test_train_commands_are_valid(command, tmp_path):
 def spoken() -> list[str]:
     """The command words (`models pull`) that the pages name: lower-case words up to an argument or a flag."""
     words = {re.match(r"lockstep((?: [a-z]+(?=\s|$))*)", c) for c in commands() if c.startswith("lockstep ")}
-    names = {" ".join(match[1].split()[: 2 if match[1].split()[:1] == ["models"] else 1]) for match in words if match}
+    spelt = [match[1].split() for match in words if match]
+    names = {" ".join(some[: 2 if some[:1] in (["models"], ["faults"]) else 1]) for some in spelt}
     return sorted(names - {""})
 
 
@@ -128,17 +131,56 @@ def test_links_resolve(page):
         assert not anchor or anchor in anchors(path), f"{name_of(page)} links to {link}"
 
 
-def test_every_page_is_in_the_index():
-    linked = set(LINK.findall((ROOT / "docs/index.md").read_text(encoding="utf-8")))
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
+@pytest.mark.parametrize("index", ["docs/index.md", "docs/faults/index.md"])
+def test_every_page_is_in_the_index(index):
+    page = ROOT / index
+    linked = {
+        (page.parent / link.partition("#")[0]).resolve() for link in LINK.findall(page.read_text(encoding="utf-8"))
+    }
+    assert set(page.parent.glob("*.md")) - {page} <= linked
 
 
-def test_configuration_page_is_current():
+def test_the_faults_are_in_the_index():
+    assert "](faults/index.md)" in (ROOT / "docs/index.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def generate():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
     assert spec is not None and spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run `make docs`"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current(generate):
+    pages = generate.pages()
+    assert len(pages) > 50
+    stale = [name_of(path) for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]
+    assert not stale, "run `make docs`"
+    left = set((ROOT / "docs/faults").glob("*.md")) - set(pages)
+    assert not left, f"of no fault, run `make docs`: {sorted(map(name_of, left))}"
+
+
+def test_make_docs_rewrites_a_stale_page_and_removes_a_left_one(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "DOCS", tmp_path)
+    monkeypatch.setattr(generate, "FAULTS", tmp_path / "faults")
+    generate.main()
+    (tmp_path / "faults/SEM01.md").write_text("old")
+    (tmp_path / "faults/SEM99.md").write_text("gone")
+    generate.main()
+    written = {path.relative_to(tmp_path): path.read_text("utf-8") for path in tmp_path.rglob("*.md")}
+    assert written == {path.relative_to(tmp_path): text for path, text in generate.pages().items()}
+
+
+@pytest.mark.parametrize("code", ["SEM01", "NUM01", "OBJ06"])
+def test_a_page_says_all_that_the_catalogue_says(code):
+    fault, page = CATALOGUE[code], (ROOT / f"docs/faults/{code}.md").read_text(encoding="utf-8")
+    texts = (fault.title, fault.what, fault.why_bad, fault.looks_like, fault.inject, fault.mend, fault.setting)
+    assert all(text in page for text in texts)
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert headings == [*SECTIONS.values(), "What to change", "Where it was met"]
+    assert all(f"- [{c.text}]({c.url})" in page for c in citations(fault.source) if c.url)
 
 
 def test_metrics_have_the_names_that_the_pages_say():

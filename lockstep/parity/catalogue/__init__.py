@@ -35,9 +35,18 @@ COMMON: Mapping[Layer, str] = {
     Layer.CAC: "State has outlived what made it.",
     Layer.PTH: "Another way through the engine, another number.",
     Layer.NUM: "The same formula, rounded otherwise.",
-    Layer.OBJ: "The backend is right, what is made of its numbers is not. Look here last.",
+    Layer.OBJ: "The backend is right, what is made of it is not. Look here last.",
 }
 """What the faults of a layer have in common, in the order of looking."""
+
+SECTIONS: Mapping[str, str] = {
+    "what": "What it does",
+    "why_bad": "Why it is bad",
+    "looks_like": "What it looks like",
+    "inject": "How it is reproduced",
+    "mend": "How to mend it",
+}
+"""The texts of a fault's page by field, with their headings, on the terminal and in the documentation alike."""
 
 SIMILAR = 0.6
 """How much of a code (`difflib`'s ratio) a word must share to be taken for a typing error."""
@@ -52,9 +61,10 @@ def of_layer(layer: Layer) -> tuple[Fault, ...]:
 
 def find(code: str) -> Fault:
     """The fault with this code, in capitals or not. Raises `InputError` with the nearest codes."""
-    fault = CATALOGUE.get(code.strip().upper())
+    word = code.strip().upper()
+    fault = CATALOGUE.get(word)
     if fault is None:
-        near = _nearest(code.strip().upper())
+        near = _nearest(word)
         choice = f"Did you mean {near[0]}" if len(near) == 1 else f"Did you mean one of {', '.join(near)}"
         raise InputError(
             message(

@@ -30,7 +30,10 @@ FAULTS: tuple[Fault, ...] = (
             '`cache_salt=f"w{version}"` in each request (vLLM), or `/reset_prefix_cache` in the update; '
             "`use_prefix_cache_salt` in prime-rl"
         ),
-        source="NeMo-RL #4018; prime-rl #1650; prime-rl #2266; SkyRL #2246; lmdeploy #4917; vLLM #9744",
+        source=(
+            "NeMo-RL #4018; prime-rl #1650; prime-rl #2266; SkyRL #2246; lmdeploy #4917; vLLM V0 to V1: Correctness "
+            "Before Corrections in RL"
+        ),
     ),
     Fault(
         code="CAC02",
@@ -44,7 +47,8 @@ FAULTS: tuple[Fault, ...] = (
             "distribution, and the difference passes for staleness."
         ),
         looks_like=(
-            "Only samples that an update interrupted; they agree up to it and differ from there on. Scored at each token's version over the older keys, all of it goes away."
+            "Only samples that an update interrupted; they agree up to it and differ from there on. Scored at each "
+            "token's version over the older keys, all of it goes away."
         ),
         inject="Weights change in the middle of sequences, keys are kept, and the spans are left out of the record.",
         mend="Record which positions ran at which version, and score accordingly; or compute the keys anew.",
@@ -52,7 +56,10 @@ FAULTS: tuple[Fault, ...] = (
             "`/pause?mode=keep&clear_cache=true` in vLLM, `recompute_kv_cache_after_weight_updates: true` in NeMo-RL, "
             "or recorded spans"
         ),
-        source="By design in PipelineRL and others; SkyRL #979; vLLM #32103",
+        source=(
+            "By design in PipelineRL and others; SkyRL #979; vLLM #32103; vLLM V0 to V1: Correctness Before "
+            "Corrections in RL"
+        ),
     ),
     Fault(
         code="CAC03",

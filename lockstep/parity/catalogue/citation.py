@@ -38,7 +38,7 @@ TRACKERS: Mapping[str, str] = {
 """Issues and pull requests of a project share one row of numbers, and one address that finds either."""
 
 MIGRATION = "vLLM V0 to V1: Correctness Before Corrections in RL"
-"""The published migration whose four causes are SEM01, CAC01 (with its neighbours), WGT03 and NUM01."""
+"""The published migration, in which SEM01, CAC01, CAC02 and NUM01 came together."""
 
 PAGES: Mapping[str, str] = {MIGRATION: "https://huggingface.co/blog/ServiceNow-AI/correctness-before-corrections"}
 

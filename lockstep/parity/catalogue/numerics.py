@@ -16,8 +16,8 @@ FAULTS: tuple[Fault, ...] = (
         title="A bf16 head in the engine, an fp32 one in the trainer",
         what="The product that makes the logits is rounded to bf16 on one side and kept in fp32 on the other.",
         why_bad=(
-            "Logits are the largest numbers of the network and bf16 keeps 8 bits of them. Ratios become noise that is "
-            "largest for unlikely tokens, which carry most of the gradient; clipping then removes them at random."
+            "Logits are large, and bf16 keeps 8 significant bits of them. Ratios become noise that is largest for "
+            "unlikely tokens, which carry most of the gradient; clipping then removes them at random."
         ),
         looks_like=(
             "Log ratios of mean near 0 on nearly every token: the mean ratio stays at 1, clip rate, k3 KL and the "
@@ -56,7 +56,7 @@ FAULTS: tuple[Fault, ...] = (
         title="Rotary angles in bf16 on one side",
         what="Cosine and sine of the rotary embedding, or the positions themselves, are rounded to bf16 on one side.",
         why_bad=(
-            "bf16 cannot hold every integer above 256, so that far positions share an angle. Long contexts are "
+            "Above 256, bf16 cannot hold every integer, so that far positions share an angle. Long contexts are "
             "attended to by another rule than the one that is trained."
         ),
         looks_like=(
