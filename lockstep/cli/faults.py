@@ -88,7 +88,7 @@ def _list(*, settings: bool) -> Iterator[RenderableType]:
         table.add_column(width=1)
         table.add_column(ratio=2)
         if settings:
-            table.add_column(ratio=3, overflow="fold")
+            table.add_column(ratio=3)
         for fault in of_layer(layer):
             told = (styled(fault.setting),) if settings else ()
             table.add_row(fault.code, Text(MARKS[fault.hard], "dim"), Text(fault.title), *told)

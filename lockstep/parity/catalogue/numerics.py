@@ -81,7 +81,7 @@ FAULTS: tuple[Fault, ...] = (
             "Noise around 0 on all tokens and positions alike. Hidden states part at the first norm and go on parting, "
             "layer by layer. Scored with bf16 norms, all of it goes away."
         ),
-        inject="The engine's norms run in bf16.",
+        inject="Every result within the engine's norms is rounded to bf16.",
         mend="Accumulate in fp32, and use one kernel for both sides.",
         setting=(
             "a norm that accumulates in fp32: `VLLM_ROCM_USE_AITER_RMSNORM=0` (vLLM on ROCm), no fused norm in the "

@@ -93,7 +93,7 @@ FAULTS: tuple[Fault, ...] = (
             "As PTH04; but the batch repeated in its order gives the same bits, and reordered it does not, though "
             "nobody has joined or left."
         ),
-        inject="Activations before the head are rounded to int8 with the scale of the first row of the batch.",
+        inject="Activations before the head are rounded to int8 with the scale of one row of the batch, by its place.",
         mend="Sort whatever forms a batch by a key that timing cannot change.",
         setting="order requests by id before they form a batch; `VLLM_BATCH_INVARIANT=1` (vLLM)",
         source="mini-sglang #113",

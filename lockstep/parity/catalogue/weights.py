@@ -49,7 +49,7 @@ FAULTS: tuple[Fault, ...] = (
             "just those layers are older. The label is new; digests of single tensors, read back, differ for some "
             "names."
         ),
-        inject="The tensors of one layer are those of the version before, under the new label.",
+        inject="The tensors of one layer never arrive; the label is the new one.",
         mend="Refuse an update that does not name every parameter and buffer once; compare a digest of each.",
         setting="a manifest of names, shapes and digests with each update; refuse it unless all of them arrive",
         source="SkyRL #1345; verl #7495; several others",
