@@ -37,8 +37,9 @@ class Report:
     """`findings`: of steps that show a fault, or a difference that nothing explains. `judged`: steps whose two sides
     were held against a floor, or bit by bit; `differences`: of each step that has any, as they are, judged or not.
 
-    `skipped`: which probes could not look, and why. `gaps`: what could not be read. `stopped`: the error that ended the
-    reading; everything else is then of the steps before it.
+    `broken`: by step, how many samples have both series and yet cannot be subtracted. `skipped`: which probes could not
+    look, and why. `gaps`: what could not be read. `stopped`: the error that ended the reading; everything else is then
+    of the steps before it.
     """
 
     name: str
@@ -49,14 +50,15 @@ class Report:
     findings: tuple[Finding, ...]
     judged: int
     differences: Mapping[int, Mapping[str, float]]
+    broken: Mapping[int, int]
     skipped: Mapping[str, str]
     gaps: tuple[str, ...]
     stopped: str | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether a fault or an unexplained difference was found, or the reading broke off."""
-        return bool(self.findings) or self.stopped is not None
+        """Whether a fault or an unexplained difference was found, series were broken, or the reading broke off."""
+        return bool(self.findings) or bool(self.broken) or self.stopped is not None
 
     def lines(self) -> Iterator[str]:
         """The report in words, for a terminal."""
@@ -66,7 +68,9 @@ class Report:
         yield f"{counts.steps} steps, {counts.samples} samples, {counts.tokens} tokens"
         yield from (f"  {kind}: {permission}" for kind, permission in self.allows.items())
         yield from (f"step {finding.step}: {verdict(finding)}" for finding in self.findings)
-        if counts.comparable and not self.judged:
+        for step, count in self.broken.items():
+            yield f"step {step}: {count} samples have a series of another length than their tokens, or not all finite"
+        if self.differences and not self.judged:
             far = max((figures["max"] for figures in self.differences.values()), default=0.0)
             yield f"the two sides differ by up to {far:.3g} nats; without a noise floor nobody can say if that is much"
         yield from (f"not read: {gap}" for gap in self.gaps)
@@ -84,6 +88,7 @@ class Report:
             "findings": [plain(finding) for finding in self.findings],
             "judged": self.judged,
             "differences": {str(step): dict(figures) for step, figures in self.differences.items()},
+            "broken": {str(step): count for step, count in self.broken.items()},
             "skipped": dict(self.skipped),
             "gaps": list(self.gaps),
             "stopped": self.stopped,
@@ -105,24 +110,29 @@ def passive(
     findings: list[Finding] = []
     skipped: dict[str, str] = {}
     differences: dict[int, Mapping[str, float]] = {}
+    broken: dict[int, int] = {}
     try:
         for read in run.observations():
             coverage.add(read)
             observation = stood_in(read, reference)
-            if figures := _differences(observation):
+            figures = _differences(observation)
+            if figures:
                 differences[observation.step] = figures
             judged += bool(figures) and floor is not None
+            if count := sum(_paired(sample) and not sample.comparable for sample in read.samples):
+                broken[read.step] = count
             finding = auditor.look(two_sided(observation))
             skipped |= finding.skipped
-            if _counts(finding, observation, floor):
+            if _counts(finding, figures, floor):
                 findings.append(finding)
     except LockstepError as cause:
         stopped = str(cause)
     allows = permissions(coverage, run.notes)
     gaps = (*run.left_out, *run.gaps.texts)
     return Report(
-        run.name, run.version, run.path, coverage, allows, tuple(findings), judged, differences, skipped, gaps, stopped
-    )
+        run.name, run.version, run.path, coverage, allows, tuple(findings), judged, differences, broken, skipped, gaps,
+        stopped,
+    )  # fmt: skip
 
 
 def stood_in(observation: Observation, reference: Reference | None) -> Observation:
@@ -153,16 +163,11 @@ def _paired(sample: Sample) -> bool:
     return sample.sampler is not None and sample.trainer is not None and len(sample.token_ids) > 0
 
 
-def _counts(finding: Finding, observation: Observation, floor: Floor | None) -> bool:
-    """Whether a finding is about the run, and not about what its files lack."""
-    if finding.status == "parity":
-        return False
-    if finding.status == "fault" and (floor is not None or finding.evidence[0].certain):
+def _counts(finding: Finding, figures: Mapping[str, float], floor: Floor | None) -> bool:
+    """Whether a finding is about the run, and not about what its files lack: a contradiction, or more than a floor."""
+    if finding.status == "fault" and finding.evidence[0].certain:
         return True
-    pairs = [sample for sample in observation.samples if _paired(sample)]
-    if not pairs:
-        return False
-    return floor is not None or not all(sample.comparable for sample in pairs)
+    return finding.status != "parity" and floor is not None and bool(figures)
 
 
 def _differences(observation: Observation) -> dict[str, float]:

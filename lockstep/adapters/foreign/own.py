@@ -17,7 +17,7 @@ from typing import Any
 from lockstep.adapters.foreign.files import in_order
 from lockstep.adapters.foreign.gaps import Gaps
 from lockstep.adapters.foreign.run import ForeignRun, Format
-from lockstep.errors import LockstepError, boundary
+from lockstep.errors import InputError, LockstepError, boundary, message
 from lockstep.parity.observation import Observation, Sample, Statement
 from lockstep.trace import RunDirectory, rollouts
 from lockstep.trace.rollout_schema import KEY
@@ -38,8 +38,7 @@ def _observations(run: RunDirectory | None, files: Sequence[Path], gaps: Gaps) -
     metrics = {} if run is None else _metrics(run, gaps)
     before: deque[frozenset[str]] = deque(maxlen=REMEMBERED)
     for file in files:
-        with boundary(f"rollouts ({file})"):
-            records = rollouts.read(file)
+        records = _records(file)
         if not records:
             continue
         step = records[0].step
@@ -48,6 +47,16 @@ def _observations(run: RunDirectory | None, files: Sequence[Path], gaps: Gaps) -
         engine = Statement("engine", _settings(records))
         yield Observation(step, samples, engine, metrics=metrics.get(step, {}), history=history)
         before.append(frozenset(sample.id for sample in samples))
+
+
+def _records(file: Path) -> list[RolloutRecord]:
+    """Raises `InputError` that names the file, whatever is wrong inside."""
+    try:
+        with boundary("reading"):
+            return rollouts.read(file)
+    except LockstepError as cause:
+        rule, do = "must hold rollouts, undamaged", "Leave the file out, or restore it"
+        raise InputError(message(str(file), rule, got=cause, expected="what the run wrote", do=do)) from cause
 
 
 def _sample(record: RolloutRecord) -> Sample:

@@ -3,9 +3,9 @@
 In: lines that are a `PipelineBatchEncoding`: `input_ids`, `labels`, `old_logprobs` (the sampler's), `ref_logprobs`, all
 [1, L] packed with `seq_boundaries`, or [B, L] padded with `attention_mask`. Out: observations, one a line, numbered
 from 1. Both series stand at the position of their token; before a completion they are 0. Lines that are `sentinel`s
-carry no sample, nor do the last `padding` tokens. A line that is a slice for sequence parallelism is refused: its
-sequences begin in another file. `model_version` is the oldest of the batch; if no reference model was asked,
-`ref_logprobs` are the sampler's once more.
+carry no sample, nor does padding, of which nothing is predicted. A line that is a slice for sequence parallelism is
+refused: its sequences begin in another file. `model_version` is the oldest of the batch; if no reference model was
+asked, `ref_logprobs` are the sampler's once more.
 
 Source: ServiceNow/PipelineRL, pipelinerl/finetune/{types,data,utils}.py, pipelinerl/preprocess.py at 58d3934 (0.1.0,
 2026-06-19).
@@ -87,13 +87,12 @@ def _line(row: Row, at: int) -> dict[str, np.ndarray]:
 
 
 def _packed(row: Row, line: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    edges, padding = row.ids("seq_boundaries"), row.integer("padding") or 0
-    length = len(line["input_ids"])
+    edges, length = row.ids("seq_boundaries"), len(line["input_ids"])
     if edges is None or len(edges) < 2 or edges[0] or edges[-1] != length or (np.diff(edges) < 0).any():
         got = None if edges is None else edges.tolist()[:8]
         raise row.wrong("seq_boundaries", got, f"ascending numbers from 0 to {length}, the tokens of the whole batch")
     pairs = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-    return [{name: values[a:b] for name, values in line.items()} for a, b in pairs if b <= length - padding]
+    return [{name: values[a:b] for name, values in line.items()} for a, b in pairs]
 
 
 def _sequence(piece: dict[str, np.ndarray], name: str) -> list[Sample]:

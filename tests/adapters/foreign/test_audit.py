@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lockstep.adapters.foreign.audit import passive, stood_in, two_sided
@@ -144,10 +144,16 @@ def test_tables_of_texts_that_hold_the_same_rows_are_no_repetition(good, tmp_pat
 
 @pytest.mark.parametrize("broken", [{"sampler": np.zeros(3, np.float32)}, {"trainer": np.full(40, np.nan, np.float32)}])
 def test_a_pair_that_cannot_be_subtracted_counts_without_a_floor(broken: dict[str, Any]):
-    samples = [pair("a", noise(1)), replace(pair("b", noise(2)), **broken)]
-    report = passive(run_of(Observation(3, samples)))
-    assert [finding.step for finding in report.findings] == [3]
-    assert report.coverage.comparable == 1
+    samples = [pair("a", noise(91)), replace(pair("b", noise(92)), **broken)]
+    report = passive(run_of(*clean(2), Observation(3, samples)))
+    assert report.broken == {3: 1}
+    assert report.failed
+    assert report.findings == ()  # what the other pair differs by is not judged
+    assert report.coverage.comparable == 9
+    assert "step 3: 1 samples have a series of another length than their tokens, or not all finite" in list(
+        report.lines()
+    )
+    assert report.plain()["broken"] == {"3": 1}
 
 
 def test_a_side_that_the_file_does_not_have_is_no_loss():
@@ -249,6 +255,10 @@ SAMPLES = st.builds(
 METRICS = st.dictionaries(st.sampled_from(["ratio_new_old", "kl_new_old", "reward"]), st.floats(), max_size=3)
 
 
+INFINITE = Sample("a", IDS[:1], IDS[:1], np.array([np.inf, -np.inf], np.float32))
+
+
+@example(steps=[([INFINITE], {})], exact=False)
 @given(steps=st.lists(st.tuples(st.lists(SAMPLES, max_size=4), METRICS), max_size=3), exact=st.booleans())
 def test_whatever_readers_give_is_looked_at(steps: list[tuple[list[Sample], dict[str, float]]], exact: bool):
     observations = [Observation(at, samples, metrics=metrics) for at, (samples, metrics) in enumerate(steps)]

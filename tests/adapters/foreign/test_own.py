@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lockstep.adapters.foreign.detection import read
 from lockstep.config import RunConfig
-from lockstep.errors import InputError, LockstepError, StageError
+from lockstep.errors import InputError
 from lockstep.trace import RunDirectory, rollouts
+from lockstep.trace.rollout_schema import SCHEMA
 
 
 def test_observations_are_those_of_the_run(good, tmp_path: Path):
@@ -107,6 +110,19 @@ def test_a_damaged_file_is_an_error_that_names_it(good, tmp_path: Path):
     file.write_bytes(data[:100] + bytes(400) + data[500:])
     stream = read(path).observations()
     assert next(stream).step == 1
-    with pytest.raises(LockstepError, match=r"step_000002\.parquet") as refused:
+    with pytest.raises(InputError, match=r"step_000002\.parquet: must hold rollouts, undamaged - got "):
         next(stream)
-    assert isinstance(refused.value, (InputError, StageError))
+
+
+def test_values_that_no_run_writes_name_the_file(good, tmp_path: Path):
+    file = tmp_path / "r.parquet"
+    rollouts.write(file, [good.lockstep_record(1)])
+    written = pq.read_table(file)
+    params = [{**row, "top_p": 1.5} for row in written["params"].to_pylist()]
+    field = written.schema.field("params")
+    changed = written.set_column(written.schema.names.index("params"), field, pa.array(params, field.type))
+    pq.write_table(changed.replace_schema_metadata(SCHEMA.metadata), file)
+    with pytest.raises(
+        InputError, match=r"r\.parquet: must hold rollouts, undamaged - got sampling \(top_p\): out of range"
+    ):
+        list(read(file).observations())

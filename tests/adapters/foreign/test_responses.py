@@ -102,7 +102,11 @@ def test_several_choices_share_their_request(good, tmp_path: Path):
 
 
 def test_pieces_of_a_stream_are_named(good, tmp_path: Path):
-    chunk = {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "4"}}]}
+    chunk = {
+        "id": "x",
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": None}],
+    }
     with pytest.raises(InputError, match=r"pieces of a streamed response \(save the whole one\)"):
         detect(good.lines(tmp_path / "r.jsonl", [chunk]))
 
