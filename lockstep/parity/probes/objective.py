@@ -74,7 +74,7 @@ def repetition(look: Look) -> Sequence[Evidence]:
     twice = [sample for sample in samples if sample.id in look.observation.history]
     if not twice:
         before = {_content(s) for seen in look.before for s in seen.samples if s.sampler is not None}
-        twice = [s for s in samples if s.sampler is not None and s.sampler.sum() < UNLIKELY and _content(s) in before]
+        twice = [s for s in samples if s.sampler is not None and _unlikely(s) and _content(s) in before]
     if len(twice) * 2 < len(samples) or not twice:
         return ()
     why = f"{len(twice)} of {len(samples)} samples were in an earlier batch ({twice[0].id})"
@@ -156,6 +156,12 @@ def _masked(sample: Sample) -> np.ndarray:
 def _anchored(sample: Sample) -> np.ndarray:
     assert sample.trainer is not None, "comparable"
     return _now(sample) - sample.trainer
+
+
+def _unlikely(sample: Sample) -> bool:
+    """Whether nobody draws this twice by chance. What is not finite says nothing of chance."""
+    assert sample.sampler is not None, "asked for"
+    return float(sample.sampler.sum(where=np.isfinite(sample.sampler))) < UNLIKELY
 
 
 def _content(sample: Sample) -> bytes:
