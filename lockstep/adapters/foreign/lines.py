@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ LOOKED = 8
 """Values that are looked at to tell what a file is: the first may be a request that failed."""
 
 GZIP, SNIFFED = b"\x1f\x8b", 256
+_JSON = re.compile(rb"""\s*(\{\s*("|\}|$)|\[\s*([\[{"\]0-9tfnNI-]|$))""")
+"""How an object or a list begins; a chat template begins with a brace, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def kind_of(path: Path) -> Literal["Parquet", "JSON", "empty", "neither JSON nor
             start = file.read(SNIFFED)
     if start.startswith(b"PAR1"):
         return "Parquet"
-    if start.lstrip()[:1] in (b"{", b"["):
+    if _JSON.match(start):
         return "JSON"
     return "neither JSON nor Parquet" if start else "empty"
 

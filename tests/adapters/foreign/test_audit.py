@@ -257,7 +257,10 @@ METRICS = st.dictionaries(st.sampled_from(["ratio_new_old", "kl_new_old", "rewar
 
 INFINITE = Sample("a", IDS[:1], IDS[:1], np.array([np.inf, -np.inf], np.float32))
 
+FAR = Sample("a", IDS[:1], IDS[:3], np.zeros(3, np.float32), np.array([0, 0, 710], np.float32), ratio=0.0)
 
+
+@example(steps=[([FAR], {})], exact=False)
 @example(steps=[([INFINITE], {})], exact=False)
 @given(steps=st.lists(st.tuples(st.lists(SAMPLES, max_size=4), METRICS), max_size=3), exact=st.booleans())
 def test_whatever_readers_give_is_looked_at(steps: list[tuple[list[Sample], dict[str, float]]], exact: bool):
