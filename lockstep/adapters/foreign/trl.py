@@ -6,7 +6,7 @@ In: Parquet with `step`, `prompt`, `completion`, a column for each reward functi
 ``trainer_state.json`` of the newest checkpoint logged for a step are its metrics. The table holds the last generated
 batch, so with several optimizer steps a batch two files may hold the same rows: that is no batch served twice.
 
-Source: huggingface/trl, trl/trainer/grpo_trainer.py, `log` at v0.29.0 (the first with the files), v1.0.0, v1.9.0 and
+Source: huggingface/trl, trl/trainer/grpo_trainer.py, `log` at v0.28.0 (the first with the files), v1.0.0, v1.9.0 and
 f2cd577 (1.10.0.dev, 2026-07-24); `log_history` of transformers' trainer_state.json.
 """
 

@@ -1,7 +1,7 @@
 """verl's rollout JSONL: `trainer.rollout_data_dir` (and `validation_data_dir`), a file ``STEP.jsonl`` each step.
 
 In: lines with `input`, `output`, `score`, `step`, since 0.6 `gts`, and columns of the reward function or `request_id`;
-the trainer of 0.10 adds `uid`, which reads ``SAMPLE_ROLLOUT_OUTPUT``, SAMPLE being shared by the answers to one prompt.
+the trainer of 0.9 (v1) adds `uid`, which reads ``SAMPLE_ROLLOUT_OUTPUT``, SAMPLE being shared by the answers to one prompt.
 Out: observations. Prompts and responses are texts without special tokens: `_dump_generations` of no release writes ids
 or logprobs, so only what a user has added under verl's own names (`responses`, `rollout_log_probs`, `old_log_probs`,
 ...) can be compared.

@@ -29,7 +29,7 @@ def test_what_is_allowed(good, tmp_path: Path):
     )
 
 
-def test_the_trainer_of_0_10_names_groups(good, tmp_path: Path):
+def test_the_v1_trainer_names_groups(good, tmp_path: Path):
     rows = [{**row, "uid": f"p_1_{at}_0"} for at, row in enumerate(good.verl_rows(3))]
     for row in rows:
         del row["request_id"]
