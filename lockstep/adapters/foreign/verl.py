@@ -1,13 +1,13 @@
 """verl's rollout JSONL: `trainer.rollout_data_dir` (and `validation_data_dir`), a file ``STEP.jsonl`` each step.
 
 In: lines with `input`, `output`, `score`, `step`, since 0.6 `gts`, and columns of the reward function or `request_id`;
-the trainer of 0.9 (v1) adds `uid`, which reads ``SAMPLE_ROLLOUT_OUTPUT``, SAMPLE being shared by the answers to one prompt.
-Out: observations. Prompts and responses are texts without special tokens: `_dump_generations` of no release writes ids
-or logprobs, so only what a user has added under verl's own names (`responses`, `rollout_log_probs`, `old_log_probs`,
-...) can be compared.
+the trainer of 0.9 (v1) adds `uid`, which reads ``SAMPLE_ROLLOUT_OUTPUT``: the answers to one prompt share SAMPLE. Out:
+observations. Prompts and responses are texts without special tokens: `_dump_generations` of no release looked at writes
+ids or logprobs, so only what a user has added under verl's own names (`responses`, `rollout_log_probs`,
+`old_log_probs`, ...) can be compared.
 
-Source: volcengine/verl, verl/trainer/ppo/ray_trainer.py at v0.4.1, v0.5.0, v0.9.0; verl/trainer/ppo/v1/trainer_base.py
-at 1dda039 (0.10.0.dev, 2026-08-22).
+Source: volcengine/verl, verl/trainer/ppo/ray_trainer.py at v0.4.1, v0.5.0, v0.6.0, v0.9.0;
+verl/trainer/ppo/v1/trainer_base.py at v0.9.0 and 1dda039 (0.10.0.dev, 2026-08-22).
 """
 
 from __future__ import annotations
