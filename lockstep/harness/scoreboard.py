@@ -30,6 +30,9 @@ PATIENCE = 3
 CALIBRATION = 8
 """Batches on whose tokens the noise floor is measured."""
 
+SAME_PAIR = 1.0
+"""How many times the floor is tolerated: it is measured on the very two computations that are compared."""
+
 CLEAN_STEPS = 6
 """Steps of a run without a fault."""
 
@@ -104,9 +107,9 @@ def auditor_of(laboratory: Laboratory) -> Auditor:
     tokens = [
         sample
         for batch in range(CALIBRATION)
-        for sample in subject.sample([replace(r, id=f"floor{batch}{r.id}") for r in laboratory.requests(0)])
+        for sample in subject.sample([replace(r, id=f"floor{batch}{r.id}") for r in laboratory.requests(-batch)])
     ]
-    return Auditor(reference, subject, Floor.of(reference.calibration(tokens)))
+    return Auditor(reference, subject, Floor.of(reference.calibration(tokens), SAME_PAIR))
 
 
 def cases(networks: Networks, codes: Sequence[str], seeds: range, clean: range) -> Iterator[Case]:

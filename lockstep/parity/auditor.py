@@ -79,7 +79,7 @@ class Auditor:
         assert self.floor is not None, "a pair that is not exact has a floor"
         if scored:
             p_values = [self.floor.p_value(difference(sample)) for sample in scored]
-            self._alarm = (self._alarm or Alarm(self.alpha)).fed(p_values)
+            self._alarm = (self._alarm or Alarm(self.floor.remaining(self.alpha))).fed(p_values)
         return self._alarm is not None and self._alarm.raised
 
 
