@@ -14,9 +14,9 @@ Letters: P prompt tokens, T drawn tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +28,7 @@ from lockstep.config import EngineConfig, parse
 from lockstep.core import Decision, Logprobs, Request, Rollout
 from lockstep.engine import Engine
 from lockstep.harness.draws import Draws
+from lockstep.harness.hooks import Drawn, Hooks, Published
 from lockstep.harness.networks import Network, Networks
 from lockstep.harness.setup import Setup
 from lockstep.models.checkpoint import digest
@@ -38,36 +39,6 @@ from lockstep.weight_update import UpdatePolicy, WeightVersion
 PAGE = 16
 CONTEXT = 128
 VOCABULARY = 61
-
-Drawn = tuple[Rollout, int]
-"""A rollout, and how many prompt tokens came from the prefix cache."""
-
-
-@dataclass(slots=True)
-class Hooks:
-    """Where a fault may take hold. Each list is applied in order; a clean run has none.
-
-    `transport`: samples on their way to the trainer. `scores`: samples with the trainer's series. `record`: the whole
-    observation, as the run writes it down. `publish`: parameters and version on their way to the engine; None loses
-    them. `statement`: what the engine says of itself. `requests`: what the engine is asked for (the trainer believes
-    the original). `believed`: what the trainer takes a rollout for (its weight versions, say) when it scores it.
-    """
-
-    transport: list[Callable[[list[Sample]], list[Sample]]] = field(default_factory=list)
-    scores: list[Callable[[list[Sample]], list[Sample]]] = field(default_factory=list)
-    record: list[Callable[[Observation], Observation]] = field(default_factory=list)
-    publish: list[Callable[[Published], Published | None]] = field(default_factory=list)
-    statement: list[Callable[[Statement], Statement]] = field(default_factory=list)
-    requests: list[Callable[[list[Request]], list[Request]]] = field(default_factory=list)
-    believed: list[Callable[[Rollout], Rollout]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Published:
-    """Weights on their way to the engine, in the engine's dtype. The version is the publisher's, over `original`."""
-
-    params: Mapping[str, Tensor]
-    version: WeightVersion
 
 
 class Laboratory:

@@ -16,6 +16,9 @@ from lockstep.parity.catalogue import CATALOGUE
 MISSED = "not seen"
 UNKNOWN = "undetermined"
 
+BARS = {"hard_at_once": 1.0, "soft_in_time": 0.95, "right_layer": 0.95, "right_cause": 0.90}
+"""What an auditor is held to, as fractions by the name in `Scores`; and no false alarm."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -53,6 +56,12 @@ class Scores:
     def false_alarms(self) -> int:
         """Clean runs in which anything was named, and faulty ones in which it was before the fault."""
         return sum(case.false_alarm for case in self.cases)
+
+    @property
+    def missed(self) -> list[str]:
+        """Bars that are not reached, in words; a fraction of no runs misses nothing."""
+        below = [name.replace("_", " ") for name, bar in BARS.items() if getattr(self, name) < bar]
+        return [*below, *(["no false alarms"] if self.false_alarms else [])]
 
     def matrix(self) -> dict[str, Counter[str]]:
         """What was named for each fault that was put in, how often."""

@@ -6,7 +6,7 @@ In: a seed. Out: `Setup`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from lockstep.core import SamplingParams
 from lockstep.harness.draws import Draws
@@ -24,7 +24,7 @@ class Setup:
 
     seed: int = 0
     family: str = "llama"
-    dtype: str = "float32"
+    dtype: Literal["bfloat16", "float32"] = "float32"
     exact: bool = True
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=12, n=4, ignore_eos=True))
     prompts: int = 4

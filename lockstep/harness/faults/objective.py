@@ -12,8 +12,9 @@ import numpy as np
 
 from lockstep.core import Request
 from lockstep.harness.faults import semantics
+from lockstep.harness.hooks import Drawn
 from lockstep.harness.injection import Injection
-from lockstep.harness.laboratory import Drawn, Laboratory
+from lockstep.harness.laboratory import Laboratory
 from lockstep.numerics import ratio_metrics
 from lockstep.parity.observation import Observation, Sample
 
