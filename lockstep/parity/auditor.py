@@ -70,8 +70,8 @@ class Auditor:
         return 0.0 if self.floor is None else self.floor.grain
 
     def _moved(self, observation: Observation) -> bool:
-        """Whether the two series differ by more than honest computations do."""
-        scored = [s for s in observation.samples if s.sampler is not None or s.trainer is not None]
+        """Whether the two series differ by more than honest computations do, or cannot even be subtracted."""
+        scored = [sample for sample in observation.samples if sample.paired]
         if any(not sample.comparable for sample in scored):
             return True
         if self._exact:
@@ -122,7 +122,7 @@ def _conclude(observation: Observation, found: Sequence[Evidence], moved: bool, 
 
 def _figures(observation: Observation) -> dict[str, float]:
     """Tokens compared, how many differ, mean and largest distance; NaN where nothing can be compared."""
-    samples = observation.comparable
+    samples = [sample for sample in observation.comparable if sample.paired]
     if not samples:
         return {"tokens": 0.0, "differing": float("nan"), "mean": float("nan"), "max": float("nan")}
     far = np.concatenate([np.abs(difference(sample)) for sample in samples])

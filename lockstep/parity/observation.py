@@ -78,6 +78,14 @@ class Sample:
         )
 
     @property
+    def paired(self) -> bool:
+        """Whether both sides say something. Only then is there anything to disagree about: a lone series is no loss, it
+        is what a source has (not every rollout is scored), and nothing is ever filled in. Nor are two empty ones."""
+        if self.sampler is None or self.trainer is None:
+            return False
+        return max(len(self.token_ids), len(self.sampler), len(self.trainer)) > 0
+
+    @property
     def comparable(self) -> bool:
         """Whether both series are there, of the length of the tokens, and finite."""
         count = len(self.token_ids)

@@ -16,6 +16,8 @@ def verdict(finding: Finding) -> str:
     """What was found, why, and what to change; one line."""
     figures = finding.figures
     if finding.status == "parity":
+        if not figures.get("tokens"):
+            return "parity: nothing contradicts itself, but no token has both series, so none was compared"
         return f"parity: {figures.get('tokens', 0):.0f} tokens compared, nothing beyond the noise floor"
     if finding.status == "undetermined":
         seen = f"{figures.get('differing', 0):.0f} of {figures.get('tokens', 0):.0f} tokens differ"

@@ -27,7 +27,7 @@ from lockstep.parity.auditor import Auditor, difference
 from lockstep.parity.evidence import Finding
 from lockstep.parity.floor import Floor
 from lockstep.parity.hypothesis import AS_STATED
-from lockstep.parity.observation import Observation, Sample
+from lockstep.parity.observation import Observation
 from lockstep.parity.side import CannotAsk, Reference
 from lockstep.parity.verdict import plain, verdict
 
@@ -119,9 +119,9 @@ def passive(
             if figures:
                 differences[observation.step] = figures
             judged += bool(figures) and floor is not None
-            if count := sum(_paired(sample) and not sample.comparable for sample in read.samples):
+            if count := sum(sample.paired and not sample.comparable for sample in read.samples):
                 broken[read.step] = count
-            finding = auditor.look(two_sided(observation))
+            finding = auditor.look(observation)
             skipped |= finding.skipped
             if _counts(finding, figures, floor):
                 findings.append(finding)
@@ -148,21 +148,6 @@ def stood_in(observation: Observation, reference: Reference | None) -> Observati
     return replace(observation, samples=[replace(s, trainer=scores.get(id(s))) for s in samples])
 
 
-def two_sided(observation: Observation) -> Observation:
-    """Where some samples have both series, those with one take part with none; so do samples without tokens.
-
-    An auditor takes a lone series for a loss. Here it is what the file has: not every rollout is scored.
-    """
-    both = any(_paired(sample) for sample in observation.samples)
-    kept = [_paired(sample) or not (both or len(sample.token_ids) == 0) for sample in observation.samples]
-    pairs = zip(observation.samples, kept, strict=True)
-    return replace(observation, samples=[s if keep else replace(s, sampler=None, trainer=None) for s, keep in pairs])
-
-
-def _paired(sample: Sample) -> bool:
-    return sample.sampler is not None and sample.trainer is not None and len(sample.token_ids) > 0
-
-
 def _counts(finding: Finding, figures: Mapping[str, float], floor: Floor | None) -> bool:
     """Whether a finding is about the run, and not about what its files lack: a contradiction, or more than a floor."""
     if finding.status == "fault" and finding.evidence[0].certain:
@@ -172,7 +157,7 @@ def _counts(finding: Finding, figures: Mapping[str, float], floor: Floor | None)
 
 def _differences(observation: Observation) -> dict[str, float]:
     """Statistics of trainer - sampler over the tokens of a step; empty if there are none."""
-    far = [difference(sample) for sample in observation.comparable if len(sample.token_ids)]
+    far = [difference(sample) for sample in observation.comparable if sample.paired]
     if not far:
         return {}
     values = np.concatenate(far)
