@@ -101,7 +101,7 @@ class Scores:
             ("right cause, first named", self.right_cause, len(self.faulty)),
         ]
         lines = ["| what | of runs | fraction |", "| --- | --- | --- |"]
-        lines += [f"| {what} | {count} | {share:.1%} |" for what, share, count in rows]
+        lines += [f"| {what} | {count} | {f'{share:.1%}' if count else '-'} |" for what, share, count in rows]
         lines += [f"| false alarms | {len(self.clean)} clean | {self.false_alarms} |", ""]
         lines += ["| fault | runs | named | delay, steps |", "| --- | --- | --- | --- |"]
         for code, row in self.matrix().items():
