@@ -30,6 +30,7 @@ from lockstep.engine import Engine
 from lockstep.harness.draws import Draws
 from lockstep.harness.hooks import Drawn, Hooks, Published
 from lockstep.harness.networks import Network, Networks
+from lockstep.harness.retold import of_version
 from lockstep.harness.setup import Setup
 from lockstep.models.checkpoint import digest
 from lockstep.parity.observation import Observation, Sample, Statement
@@ -278,14 +279,3 @@ class Laboratory:
         for hook in hooks:
             value = hook(value)
         return value
-
-
-def of_version(rollout: Rollout, number: int) -> Rollout:
-    """The rollout as if one version had drawn all of it."""
-    origin, drawn = rollout.provenance, rollout.sampler_logprobs
-    versions = np.full(len(rollout.token_ids), number, np.int32)
-    return replace(
-        rollout,
-        provenance=replace(origin, weight_version=versions, spans=()),
-        sampler_logprobs=replace(drawn, contract=replace(drawn.contract, weight_versions=(number,))),
-    )

@@ -5,12 +5,14 @@ In: a seed. Out: `Setup`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lockstep.core import SamplingParams
 from lockstep.harness.draws import Draws
 from lockstep.harness.networks import FAMILIES
+
+_ASKED = {field.name for field in fields(SamplingParams)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,9 @@ class Setup:
 
     @classmethod
     def random(cls, seed: int, **fixed: Any) -> Setup:
-        """A setup that a seed decides; `fixed` fields are as given."""
+        """A setup that a seed decides; `fixed` fields are as given, those of `SamplingParams` too."""
         d = Draws(seed, "setup")
+        asked = {name: fixed.pop(name) for name in list(fixed) if name in _ASKED}
         exact = fixed.get("exact", d.chance(0.5))
         params = SamplingParams(
             temperature=d.choice((0.6, 0.7, 0.8, 1.0, 1.0, 1.2)),
@@ -63,4 +66,5 @@ class Setup:
             in_flight=d.chance(0.3),
             max_tokens_per_step=d.choice((24, 64, 256)),
         )
-        return replace(drawn, **fixed)
+        drawn = replace(drawn, **fixed)
+        return replace(drawn, params=replace(drawn.params, **asked))

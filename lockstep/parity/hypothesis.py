@@ -1,6 +1,6 @@
 """What a reference can be asked to assume when it scores tokens again: one factor flipped, or several.
 
-In: nothing of ours but sampling parameters. Out: `Hypothesis`. The empty one, `AS_STATED`, is the honest contract.
+In: nothing of ours. Out: `Hypothesis`. The empty one, `AS_STATED`, is the honest contract.
 
 >>> Hypothesis(reading=Reading("raw")).flipped
 ('reading',)
@@ -10,23 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
-
-from lockstep.core import SamplingParams
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How logits become a logprob.
 
-    ``processed``: as `params` say (None: the sample's own); ``raw``: log softmax of the plain logits; ``divided``: the
-    raw logprob over the temperature; ``masked``: raw, but after bias and bad words. A support that `params` ask for is
-    computed again from the reference's own logits. `scale` multiplies the logits first; `late` lets penalties see the
-    tokens up to that many before the last one.
+    ``processed``: as the sample's own `SamplingParams` say, but for `fields`, which replace some of them; ``raw``: log
+    softmax of the plain logits; ``divided``: the raw logprob over the temperature; ``masked``: raw, but after bias and
+    bad words. A support that other fields ask for is computed again from the reference's own logits. `scale` multiplies
+    the logits first; `late` lets penalties see the tokens up to that many before the last one.
     """
 
     mode: Literal["processed", "raw", "divided", "masked"] = "processed"
-    params: SamplingParams | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     late: int = 0
 

@@ -67,7 +67,7 @@ class Look:
         """
         series = self.score() if series is None else series
         pairs = ((getattr(sample, who), other) for sample, other in zip(self.samples, series, strict=True))
-        return np.array([_excess(mine, other, self.grain) for mine, other in pairs], np.float64)
+        return np.array([excess(mine, other, self.grain) for mine, other in pairs], np.float64)
 
     def deviates(self, who: Who) -> bool:
         """Whether a side is not what the honest reference says (on an exact pair: in any bit)."""
@@ -106,7 +106,7 @@ Probe = Callable[[Look], Sequence[Evidence]]
 """Looks, and says what it found. Raises `CannotAsk` if it lacks what it needs: the audit says that it was skipped."""
 
 
-def _excess(mine: np.ndarray, other: np.ndarray, grain: float) -> float:
+def excess(mine: np.ndarray, other: np.ndarray, grain: float) -> float:
     """Sum of distances of one sample, less what honest noise of the same length would give; never below 0."""
     with np.errstate(invalid="ignore"):
         far = np.abs(mine.astype(np.float64) - other.astype(np.float64))

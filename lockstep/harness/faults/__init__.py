@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lockstep.harness.faults import cache, numerics, objective, path, semantics, weights
+from lockstep.harness.faults import cache, data, numerics, objective, path, semantics, weights
 from lockstep.harness.injection import Injection
 
 _ALL = (
     *semantics.INJECTIONS,
+    *data.INJECTIONS,
     *weights.INJECTIONS,
     *cache.INJECTIONS,
     *path.INJECTIONS,

@@ -15,7 +15,8 @@ from lockstep.engine import scheduler
 from lockstep.engine.cache import PagePool, page_key
 from lockstep.harness.faults.weights import believe_newest
 from lockstep.harness.injection import Injection
-from lockstep.harness.laboratory import Laboratory, of_version
+from lockstep.harness.laboratory import Laboratory
+from lockstep.harness.retold import of_version
 from lockstep.parity.observation import Sample, Statement
 from lockstep.train import SpanScorer
 from lockstep.weight_update import UpdatePolicy

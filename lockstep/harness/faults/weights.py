@@ -16,7 +16,8 @@ from torch import Tensor
 from lockstep.engine import weights as engine_weights
 from lockstep.harness.hooks import Published
 from lockstep.harness.injection import Injection
-from lockstep.harness.laboratory import Laboratory, of_version
+from lockstep.harness.laboratory import Laboratory
+from lockstep.harness.retold import of_version
 from lockstep.models.checkpoint import digest
 from lockstep.models.prepared import Prepared, head_weight
 from lockstep.parity.hypothesis import Hypothesis, Weights

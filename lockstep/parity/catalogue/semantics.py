@@ -126,7 +126,10 @@ FAULTS: tuple[Fault, ...] = (
             "Log ratios above 0 at tokens that occurred before, slightly below 0 at all others, and more so with every "
             "distinct token seen. The first token agrees, unless the prompt counts too (repetition penalty)."
         ),
-        inject="The sampler's logits are penalised, and the trainer is told parameters without penalties.",
+        inject=(
+            "The sampler's logits are penalised, and the trainer is told parameters without penalties; or they are "
+            "asked for, and the engine leaves them out."
+        ),
         mend="Train without penalties, or give the trainer the same ones, computed from the tokens before each one.",
         setting="`repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0`, or the same in the trainer",
         source="vLLM #27878; prime-rl #886",
@@ -146,7 +149,10 @@ FAULTS: tuple[Fault, ...] = (
             "Requests with a grammar only: the log ratio is the log of the mass that the grammar allows, below 0, with "
             "sampler logprobs of exactly 0.0 where one token was left. Requests without one agree."
         ),
-        inject="Some requests forbid tokens; their raw logprobs are taken after these are masked.",
+        inject=(
+            "Every second request forbids tokens; the engine's logprobs are taken after these are masked, and the "
+            "trainer is told of no mask."
+        ),
         mend=(
             "Hand the allowed ids to the trainer, like any other support, or leave constrained tokens out of the loss. "
             "Say in the contract whether the mask is inside."

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lockstep.parity.probe import Probe
-from lockstep.parity.probes import cache, numerics, objective, path, semantics, weights
+from lockstep.parity.probes import cache, data, numerics, objective, path, semantics, weights
 
 CHEAP: Mapping[str, Probe] = {
+    "counts": data.counts,
+    "prompts as run": data.templates,
+    "copies": data.copies,
     "label": weights.label,
     "tensors": weights.tensors,
     "trainer against itself": numerics.itself,
@@ -22,7 +25,13 @@ CHEAP: Mapping[str, Probe] = {
 }
 
 DEEP: Mapping[str, Probe] = {
+    "filled-in values": semantics.filled,
+    "scores as a prompt": semantics.rescored,
     "readings": semantics.readings,
+    "shifted by one": data.shifted,
+    "swapped samples": data.swapped,
+    "other prompts": data.prompts,
+    "neighbours in a pack": data.neighbours,
     "versions": weights.versions,
     "torn update": weights.torn,
     "identity update": weights.identity,

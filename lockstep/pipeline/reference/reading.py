@@ -48,7 +48,7 @@ def read(hidden_NE: Tensor, head: Packed, sample: Sample, tokens: range, reading
 
 def _asked(sample: Sample, reading: Reading) -> SamplingParams:
     """What the sample's distribution was asked to be."""
-    return reading.params or sample.params or SamplingParams()
+    return replace(sample.params or SamplingParams(), **reading.fields)
 
 
 def _params(sample: Sample, reading: Reading) -> SamplingParams:
