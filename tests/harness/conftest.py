@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ SMALL = Setup(
     prefix=34,
     tail=6,
 )
+ASKED = {field.name for field in fields(SamplingParams)} - {"seed"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,8 +40,14 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 @pytest.fixture(scope="session")
 def small() -> Callable[..., Setup]:
-    """A setup of six short completions a step; fields as given."""
-    return lambda **fields: replace(SMALL, **fields)
+    """A setup of six short completions a step; fields as given, those of `SamplingParams` too."""
+
+    def setup(**given: Any) -> Setup:
+        asked = {name: given.pop(name) for name in list(given) if name in ASKED}
+        drawn = replace(SMALL, **given)
+        return replace(drawn, params=replace(drawn.params, **asked))
+
+    return setup
 
 
 @pytest.fixture(scope="session")

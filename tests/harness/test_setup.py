@@ -79,11 +79,18 @@ def test_exact_pairs_meet_every_filter_and_penalty() -> None:
 @pytest.mark.parametrize("code", INJECTIONS)
 def test_what_a_fault_needs_are_fields_of_a_setup(code: str) -> None:
     wanted = INJECTIONS[code].setup
-    assert set(wanted) <= {field.name for field in fields(Setup)}
     found = Setup.random(7, **wanted)
-    assert {name: getattr(found, name) for name in wanted} == dict(wanted)
+    own = {field.name for field in fields(Setup)}
+    assert {name: getattr(found if name in own else found.params, name) for name in wanted} == dict(wanted)
 
 
 def test_plain_sampling_is_what_a_setup_has_without_a_seed() -> None:
     assert Setup().params == SamplingParams(max_tokens=12, n=4, ignore_eos=True)
     assert Setup().exact and not Setup().in_flight
+
+
+@given(seeds, st.sampled_from([0.3, 0.9]), st.integers(1, 3))
+def test_fields_of_the_sampling_may_be_given_alone(seed: int, temperature: float, n: int) -> None:
+    found, free = Setup.random(seed, temperature=temperature, n=n), Setup.random(seed)
+    assert found.params == replace(free.params, temperature=temperature, n=n)
+    assert replace(found, params=free.params) == free
