@@ -38,8 +38,8 @@ class Report:
     were held against a floor, or bit by bit; `differences`: of each step that has any, as they are, judged or not.
 
     `broken`: by step, how many samples have both series and yet cannot be subtracted. `skipped`: which probes could not
-    look, and why. `gaps`: what could not be read. `stopped`: the error that ended the reading; everything else is then
-    of the steps before it.
+    look, and why. `gaps`: what could not be read, `damaged` of it because it is lost. `stopped`: the error that ended
+    the reading; everything else is then of the steps before it.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Report:
     broken: Mapping[int, int]
     skipped: Mapping[str, str]
     gaps: tuple[str, ...]
+    damaged: int = 0
     stopped: str | None = None
 
     @property
@@ -91,6 +92,7 @@ class Report:
             "broken": {str(step): count for step, count in self.broken.items()},
             "skipped": dict(self.skipped),
             "gaps": list(self.gaps),
+            "damaged": self.damaged,
             "stopped": self.stopped,
         }
 
@@ -131,7 +133,7 @@ def passive(
     gaps = (*run.left_out, *run.gaps.texts)
     return Report(
         run.name, run.version, run.path, coverage, allows, tuple(findings), judged, differences, broken, skipped, gaps,
-        stopped,
+        run.damaged + run.gaps.damaged, stopped,
     )  # fmt: skip
 
 

@@ -73,7 +73,8 @@ def read(path: Path) -> ForeignRun:
         for fmt, files in found.files.items()
         if fmt is not chosen
     ]
-    return replace(chosen.opened(path, found.files[chosen]), left_out=(*found.damaged, *passed))
+    run = chosen.opened(path, found.files[chosen])
+    return replace(run, left_out=(*found.damaged, *passed), damaged=len(found.damaged))
 
 
 def survey(path: Path) -> Survey:

@@ -12,21 +12,24 @@ SHOWN = 20
 
 @dataclass(slots=True)
 class Gaps:
-    """Sentences without their full stop, in the order in which they were met."""
+    """Sentences without their full stop, in the order in which they were met. `damaged` counts those of them that tell
+    of something the run wrote and that is lost: then a report is of a part only."""
 
     shown: list[str] = field(default_factory=list)
     count: int = 0
+    damaged: int = 0
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, *, damage: bool = False) -> None:
         """Note something that was left out."""
         self.count += 1
+        self.damaged += damage
         if len(self.shown) < SHOWN:
             self.shown.append(text)
 
     def clear(self) -> None:
         """Begin anew, with a new pass over the files."""
         self.shown.clear()
-        self.count = 0
+        self.count = self.damaged = 0
 
     @property
     def texts(self) -> tuple[str, ...]:

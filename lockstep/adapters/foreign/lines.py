@@ -63,7 +63,9 @@ def values(path: Path, gaps: Gaps) -> Iterator[Found]:
             except ValueError as cause:
                 if line.endswith(b"\n"):
                     raise _damaged(f"{path} (line {at})", cause) from cause
-                gaps.add(f"{path} (line {at}): the last line is cut off after {len(line)} bytes, it is left out")
+                gaps.add(
+                    f"{path} (line {at}): the last line is cut off after {len(line)} bytes, it is left out", damage=True
+                )
 
 
 def first_values(path: Path) -> Iterator[Any]:
@@ -125,7 +127,7 @@ def _lines(path: Path, file: BinaryIO, gaps: Gaps, number: int = 0) -> Iterator[
         try:
             line = file.readline(MAX_BYTES + 1)
         except EOFError:
-            gaps.add(f"{path} (line {number}): the packed file is cut off here, what is before it is used")
+            gaps.add(f"{path} (line {number}): the packed file is cut off here, what is before it is used", damage=True)
             return
         if not line:
             return
@@ -138,7 +140,7 @@ def _rest(path: Path, file: BinaryIO, gaps: Gaps) -> bytes:
     try:
         rest = file.read(MAX_BYTES + 1)
     except EOFError:
-        gaps.add(f"{path}: the packed file is cut off")
+        gaps.add(f"{path}: the packed file is cut off", damage=True)
         return b""
     if len(rest) > MAX_BYTES:
         raise _too_long(str(path))

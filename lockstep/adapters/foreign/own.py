@@ -1,8 +1,9 @@
 """Lockstep's own runs: a run directory, or files of its ``rollouts/``.
 
 In: what lockstep.trace wrote. Out: the observations that the auditor beside the run saw, as far as they are on disk:
-both series, provenance, supports, and metrics where the trainer's logprobs of a step are those that they were computed
-from. Engine and trainer are one computation, so any differing bit is a mismatch.
+both series, provenance, supports, the trainer's version, and metrics where the trainer's logprobs of a step are those
+that they were computed from. Engine and trainer are one computation, so any differing bit is a mismatch. A batch that a
+gate refused comes last, unless its step was taken after all.
 
 Source: docs/run-directory.md.
 """
@@ -11,8 +12,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from lockstep.adapters.foreign.files import in_order
 from lockstep.adapters.foreign.gaps import Gaps
@@ -22,30 +27,62 @@ from lockstep.parity.observation import Observation, Sample, Statement
 from lockstep.trace import RunDirectory, rollouts
 from lockstep.trace.rollout_schema import KEY
 from lockstep.trace.rollouts import RolloutRecord
+from lockstep.weight_update import WeightVersion
 
 REMEMBERED = 8
 """Steps whose samples are known again if a batch is served twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a run says beside its rollouts. `metrics` by step; `before`: the weights that a step began with, by step;
+    `expected`: whether these are also the ones that every token of the step should have been drawn with."""
+
+    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    before: Mapping[int, WeightVersion] = field(default_factory=dict)
+    expected: bool = False
+
+
 def _opened(path: Path, files: Sequence[Path]) -> ForeignRun:
-    run = RunDirectory(path) if path.is_dir() and (path / "rollouts").is_dir() else None
-    ordered = in_order([file for file in files if run is None or file.parent == path / "rollouts"] or files)
+    whole = path.is_dir() and ((path / "rollouts").is_dir() or (path / "config.toml").is_file())
+    run = RunDirectory(path) if whole else None
+    ordered = in_order(files) if run is None else _of_run(run, files)
     version = None if run is None else _version(run)
     return ForeignRun(FORMAT.name, path, lambda gaps: _observations(run, ordered, gaps), version, exact=True)
 
 
+def _of_run(run: RunDirectory, files: Sequence[Path]) -> list[Path]:
+    """The rollouts of its steps, then what was refused; a refused step that was taken after all is told by these."""
+    steps = run.path / "rollouts"
+    taken = [file for file in files if file.parent == steps]
+    refused = [file for file in files if file.parent == run.path / "parity" and not (steps / file.name).exists()]
+    return [*in_order(taken), *in_order(refused)] or in_order(files)
+
+
 def _observations(run: RunDirectory | None, files: Sequence[Path], gaps: Gaps) -> Iterator[Observation]:
-    metrics = {} if run is None else _metrics(run, gaps)
+    told = _Told() if run is None else _told(run, gaps)
     before: deque[frozenset[str]] = deque(maxlen=REMEMBERED)
     for file in files:
-        records = _records(file)
+        try:
+            records = _records(file)
+        except InputError as damaged:  # each file stands for itself: the others are as good as before
+            gaps.add(str(damaged), damage=True)
+            continue
         if not records:
             continue
         step = records[0].step
         samples = [_sample(record) for record in records]
-        history = frozenset().union(*before)
-        engine = Statement("engine", _settings(records))
-        yield Observation(step, samples, engine, metrics=metrics.get(step, {}), history=history)
+        version = told.before.get(step)
+        label = (None, None) if version is None else (version.number, version.digest)
+        yield Observation(
+            step,
+            samples,
+            Statement("engine", _settings(records)),
+            Statement("trainer", {}, *label),
+            Statement("publisher", {}, *label) if told.expected else Statement("publisher"),
+            told.metrics.get(step, {}),
+            history=frozenset().union(*before),
+        )
         before.append(frozenset(sample.id for sample in samples))
 
 
@@ -71,18 +108,31 @@ def _settings(records: Sequence[RolloutRecord]) -> dict[str, object]:
     return {**said, "head_dtype": heads.pop()} if len(heads) == 1 else said
 
 
-def _metrics(run: RunDirectory, gaps: Gaps) -> Mapping[int, Mapping[str, float]]:
-    """Numbers of metrics.jsonl by step, where they are of the recorded logprobs: each batch trained once, on policy."""
+def _told(run: RunDirectory, gaps: Gaps) -> _Told:
+    """Metrics only where they are of the recorded logprobs: each batch trained once, on policy."""
     try:
         with boundary(f"metrics ({run.path})"):
-            tree = run.config_tree()
-            if tree["pipeline"]["max_lag"] != 0 or tree["train"]["num_minibatches"] != 1:
-                return {}
-            lines = run.metrics()
-            return {line["step"]: {k: float(v) for k, v in line.items() if _number(v)} for line in lines}
+            tree, lines = run.config_tree(), run.metrics()
+            synchronous = tree["pipeline"]["max_lag"] == 0
+            metrics: dict[int, dict[str, float]] = {}
+            if synchronous and tree["train"]["num_minibatches"] == 1:
+                metrics = {line["step"]: {k: float(v) for k, v in line.items() if _number(v)} for line in lines}
+            labels = {line["step"]: (line.get("weight_version"), line.get("weight_digest")) for line in lines}
+            published = {step + 1: WeightVersion(*label) for step, label in labels.items() if None not in label}
+            return _Told(metrics, _saved(run) | published, synchronous)
     except LockstepError as cause:
-        gaps.add(f"no metrics: {cause}")
-        return {}
+        gaps.add(f"no metrics: {cause}", damage=True)
+        return _Told()
+
+
+def _saved(run: RunDirectory) -> dict[int, WeightVersion]:
+    """Versions that checkpoints say: the only word of the weights that a warm start left. What is damaged says none."""
+    found = {}
+    for file in run.checkpoints.glob("step_*/state.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            state = orjson.loads(file.read_bytes())
+            found[state["step"] + 1] = WeightVersion(**state["version"])
+    return found
 
 
 def _number(value: Any) -> bool:

@@ -23,7 +23,8 @@ class ForeignRun:
     """`name` is the format's, `version` what the files say of the program that wrote them (None: nothing).
 
     `notes`: what the format itself means for a kind of probe. `exact`: both sides were one computation, so that any
-    differing bit is a mismatch. `left_out`: what else lies there and is not read; `gaps` fill as observations are read.
+    differing bit is a mismatch. `left_out`: what else lies there and is not read, `damaged` of it because it cannot be;
+    `gaps` fill as observations are read.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ForeignRun:
     notes: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False
     left_out: tuple[str, ...] = ()
+    damaged: int = 0
     gaps: Gaps = field(default_factory=Gaps)
 
     def observations(self) -> Iterator[Observation]:

@@ -226,11 +226,21 @@ def test_damage_ends_the_reading_and_keeps_what_was_before(good, tmp_path: Path)
 
 def test_gaps_and_what_was_left_out_are_said():
     run = replace(run_of(*clean(1)), left_out=("x.parquet is damaged",))
-    for _ in range(2):  # a second pass does not count twice
-        report = passive(run)
-        assert report.gaps == ("x.parquet is damaged", "line 9 is cut off")
+    passive(run)
+    report = passive(run)  # a second pass does not count twice
+    assert report.gaps == ("x.parquet is damaged", "line 9 is cut off")
     assert "not read: line 9 is cut off" in list(report.lines())
     assert passive(run_of(*clean(1), ends="broken")).stopped == "broken"
+
+
+def test_what_is_lost_is_counted_apart_from_what_is_only_not_read(good, tmp_path: Path):
+    path = good.run("verl rollouts", tmp_path / "run")
+    assert passive(read(path)).damaged == 0
+    (path / "10.jsonl").write_bytes((path / "10.jsonl").read_bytes()[:-9])
+    report = passive(read(path))
+    assert (report.damaged, report.coverage.steps, report.coverage.samples) == (1, 2, 5)
+    assert report.plain()["damaged"] == 1
+    assert passive(replace(run_of(*clean(1)), left_out=("x", "y"), damaged=1)).damaged == 1
 
 
 def test_a_run_without_samples():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 
 from lockstep.adapters.foreign.detection import read
 from lockstep.config import RunConfig
-from lockstep.errors import InputError
+from lockstep.parity.observation import Observation
 from lockstep.trace import RunDirectory, rollouts
 from lockstep.trace.rollout_schema import SCHEMA
 
@@ -56,11 +57,59 @@ def test_rollouts_without_their_run(good, tmp_path: Path):
         assert run.version is None
 
 
-def test_a_refused_batch_is_no_step_of_the_run(good, tmp_path: Path):
+def test_a_refused_batch_comes_last(good, tmp_path: Path):
     path = good.run("Lockstep rollouts", tmp_path / "run")
     rollouts.write(path / "parity" / "step_000003.parquet", [good.lockstep_record(3)])
-    assert [o.step for o in read(path).observations()] == [1, 2]
+    assert [o.step for o in read(path).observations()] == [1, 2, 3]
     assert [o.step for o in read(path / "parity").observations()] == [3]
+
+
+def test_a_refused_batch_whose_step_was_taken_after_all_is_not_looked_at(good, tmp_path: Path):
+    """It holds the same samples: somebody would call them a repetition."""
+    path = good.run("Lockstep rollouts", tmp_path / "run")
+    rollouts.write(path / "parity" / "step_000002.parquet", [good.lockstep_record(2)])
+    assert [len(o.samples) for o in read(path).observations()] == [2, 2]
+    (path / "rollouts" / "step_000002.parquet").write_bytes(b"PAR1")  # also if that file is damaged
+    assert [o.step for o in read(path).observations()] == [1]
+
+
+def test_a_run_that_was_refused_at_its_first_step(good, tmp_path: Path):
+    with RunDirectory.start(tmp_path / "run", RunConfig(model="tiny")) as run:
+        rollouts.write(run.path / "parity" / "step_000001.parquet", [good.lockstep_record(1)])
+    found = read(tmp_path / "run")
+    assert [o.step for o in found.observations()] == [1]
+    assert found.version
+    assert found.gaps.texts == ()
+
+
+def labelled(path: Path, good, **overrides: Any) -> list[Observation]:
+    """Observations of a run of two steps, with a checkpoint from before the first, and labels in its metrics."""
+    with RunDirectory.start(path, RunConfig(model="tiny", **overrides)) as run:
+        for step in (1, 2):
+            run.write_rollouts(step, [good.lockstep_record(step)])
+            run.append({"step": step, "weight_version": 12 + step, "weight_digest": f"{step}" * 64})  # type: ignore[dict-item]
+        rollouts.write(path / "parity" / "step_000003.parquet", [good.lockstep_record(3)])
+        for step, text in (
+            (0, '{"step": 0, "version": {"number": 12, "digest": "' + "0" * 64 + '"}}'),
+            (1, "{"),
+            (2, "[]"),
+        ):
+            state = run.checkpoints / f"step_{step}" / "state.json"
+            state.parent.mkdir(parents=True)
+            state.write_text(text)
+    return list(read(path).observations())
+
+
+def test_a_step_begins_with_the_weights_that_the_one_before_published(good, tmp_path: Path):
+    found = labelled(tmp_path / "run", good)
+    assert [(o.trainer.number, o.trainer.digest) for o in found] == [(12 + at, f"{at}" * 64) for at in range(3)]
+    assert [(o.expected.number, o.expected.digest) for o in found] == [(12 + at, f"{at}" * 64) for at in range(3)]
+
+
+def test_where_rollouts_run_ahead_no_one_version_is_expected(good, tmp_path: Path):
+    found = labelled(tmp_path / "run", good, pipeline={"max_lag": 1})
+    assert [o.trainer.number for o in found] == [12, 13, 14]
+    assert {o.expected.number for o in found} == {None}
 
 
 def test_a_rollout_that_was_not_scored(good, tmp_path: Path):
@@ -103,15 +152,21 @@ def test_a_damaged_manifest_costs_only_the_version(good, tmp_path: Path, data: b
     assert len(list(run.observations())) == 2
 
 
-def test_a_damaged_file_is_an_error_that_names_it(good, tmp_path: Path):
+def test_a_damaged_file_is_said_and_the_others_are_read(good, tmp_path: Path):
     path = good.run("Lockstep rollouts", tmp_path / "run")
-    file = path / "rollouts" / "step_000002.parquet"
+    file = path / "rollouts" / "step_000001.parquet"
     data = file.read_bytes()
     file.write_bytes(data[:100] + bytes(400) + data[500:])
-    stream = read(path).observations()
-    assert next(stream).step == 1
-    with pytest.raises(InputError, match=r"step_000002\.parquet: must hold rollouts, undamaged - got "):
-        next(stream)
+    run = read(path)
+    assert [o.step for o in run.observations()] == [2]
+    (said,) = run.gaps.texts
+    assert "step_000001.parquet: must hold rollouts, undamaged - got " in said
+    assert run.gaps.damaged == 1
+    file.write_bytes(data[:-100])  # not even its columns can be seen
+    cut = read(path)
+    assert [o.step for o in cut.observations()] == [2]
+    assert cut.damaged == 1
+    assert "step_000001.parquet: must be whole Parquet" in cut.left_out[0]
 
 
 def test_values_that_no_run_writes_name_the_file(good, tmp_path: Path):
@@ -122,7 +177,6 @@ def test_values_that_no_run_writes_name_the_file(good, tmp_path: Path):
     field = written.schema.field("params")
     changed = written.set_column(written.schema.names.index("params"), field, pa.array(params, field.type))
     pq.write_table(changed.replace_schema_metadata(SCHEMA.metadata), file)
-    with pytest.raises(
-        InputError, match=r"r\.parquet: must hold rollouts, undamaged - got sampling \(top_p\): out of range"
-    ):
-        list(read(file).observations())
+    run = read(file)
+    assert list(run.observations()) == []
+    assert "r.parquet: must hold rollouts, undamaged - got sampling (top_p): out of range" in run.gaps.texts[0]
