@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.contestant import Contestant, ContestantFailed, Entrant
+from lockstep.adapters.engines.process import Program, Worker, WorkerFailed
 from lockstep.errors import message
 
 Question = Callable[[int], dict[str, Any]]
@@ -45,7 +45,7 @@ class Spread:
 class Standing:
     """What one contestant did: versions, the answers of all rounds (the warm-up first), and its peak memory."""
 
-    entrant: Entrant
+    program: Program
     versions: dict[str, str]
     answers: tuple[dict[str, Any], ...]
     peak_gib: float | None
@@ -62,15 +62,15 @@ def ratios(theirs: Standing, ours: Standing) -> list[float]:
 
 
 def hold(
-    entrants: Sequence[Entrant], question: Question, rounds: int, logs: Path, announce: Announce
+    entrants: Sequence[Program], question: Question, rounds: int, logs: Path, announce: Announce
 ) -> dict[str, Standing]:
-    """A warm-up and `rounds` rounds; standings by name, in the order of the entrants. Raises `ContestantFailed`."""
+    """A warm-up and `rounds` rounds; standings by name, in the order of the entrants. Raises `WorkerFailed`."""
     with ExitStack() as stack:
         running, versions = [], {}
-        for entrant in entrants:
-            announce(f"{entrant.name}: starting")
-            contestant = stack.enter_context(Contestant(entrant, log_of(logs, entrant)))
-            versions[entrant.name] = contestant.start()
+        for program in entrants:
+            announce(f"{program.name}: starting")
+            contestant = stack.enter_context(Worker(program, log_of(logs, program)))
+            versions[program.name] = contestant.start()
             contestant.pause()
             running.append(contestant)
         answers: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in running}
@@ -82,14 +82,14 @@ def hold(
                 announce(f"round {number or 'warm-up'}: {contestant.name} {answer['seconds']:.2f} s")
         return {
             contestant.name: Standing(
-                contestant.entrant, versions[contestant.name], tuple(answers[contestant.name]), contestant.peak_gib
+                contestant.program, versions[contestant.name], tuple(answers[contestant.name]), contestant.peak_gib
             )
             for contestant in running
         }
 
 
-def turn(contestant: Contestant, asked: dict[str, Any]) -> dict[str, Any]:
-    """Ask a paused contestant; it is paused again when it has answered. Raises `ContestantFailed`."""
+def turn(contestant: Worker, asked: dict[str, Any]) -> dict[str, Any]:
+    """Ask a paused contestant; it is paused again when it has answered. Raises `WorkerFailed`."""
     contestant.resume()
     answer = contestant.ask(**asked)
     contestant.pause()
@@ -97,13 +97,11 @@ def turn(contestant: Contestant, asked: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(seconds, (int, float)) or not seconds > 0:
         do = "Mend the script in bench/peers"
         who = f"contestant ({contestant.name})"
-        raise ContestantFailed(
-            message(who, "an answer says how long it took", got=seconds, expected="seconds > 0", do=do)
-        )
+        raise WorkerFailed(message(who, "an answer says how long it took", got=seconds, expected="seconds > 0", do=do))
     return answer
 
 
-def log_of(logs: Path, entrant: Entrant) -> Path:
-    """Where the words of an entrant are kept: its name, with anything but letters and digits as a dash."""
-    plain = "".join(c if c.isalnum() else "-" for c in entrant.name).strip("-")
+def log_of(logs: Path, program: Program) -> Path:
+    """Where the words of an program are kept: its name, with anything but letters and digits as a dash."""
+    plain = "".join(c if c.isalnum() else "-" for c in program.name).strip("-")
     return logs / f"{plain}.log"

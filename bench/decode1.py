@@ -11,12 +11,12 @@ from typing import Any
 
 from bench import result
 from bench.contest import Standing, hold
-from bench.contestant import Entrant
-from bench.options import OURS, Options, announce, entrant
+from bench.options import OURS, Options, announce, program
 from bench.referee import unfair
 from bench.result import Line, Result
 from bench.workload import Workload
 from lockstep import models
+from lockstep.adapters.engines.process import Program
 from lockstep.config import cache_dir
 
 ROW = "decode1"
@@ -28,7 +28,7 @@ FEWEST_ALIKE = 8
 
 
 def run(options: Options) -> Result:
-    """Hold the contest. Raises `ContestantFailed`, `Unfair`, and `NoCompiler` where llama.cpp cannot be built."""
+    """Hold the contest. Raises `WorkerFailed`, `Unfair`, and `NoCompiler` where llama.cpp cannot be built."""
     model = models.load(options.model)
     work, tokens = Workload(1, 32, 32), 16 if options.trial else 128
     entrants = [_entrant(name, str(model.path), tokens, options) for name in options.chosen(NAMES)]
@@ -63,9 +63,9 @@ def judge(name: str, theirs: Standing, ours: Standing, tokens: int) -> dict[str,
     return {"tokens": tokens, "alike_with_ours": alike}
 
 
-def _entrant(name: str, model: str, tokens: int, options: Options) -> Entrant:
+def _entrant(name: str, model: str, tokens: int, options: Options) -> Program:
     settings = {"model": model, "threads": options.threads, "max_tokens": tokens}
     if name == OURS:
-        return entrant(name, "lockstep_engine", None, settings, options.variables())
+        return program(name, "lockstep_engine", None, settings, options.variables())
     settings["gguf"] = str(cache_dir() / "bench" / "gguf" / f"{options.model.replace('/', '-').strip('-')}.gguf")
-    return entrant(name, "llama_decode", "llama_cpp", settings, options.variables())
+    return program(name, "llama_decode", "llama_cpp", settings, options.variables())

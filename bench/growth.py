@@ -11,11 +11,11 @@ from typing import Any
 
 from bench import figure, recipe, result
 from bench.contest import Spread, Standing, hold
-from bench.contestant import Entrant
-from bench.options import OURS, Options, announce, entrant
+from bench.options import OURS, Options, announce, program
 from bench.result import Figure, Result
 from bench.workload import Workload
 from lockstep import models
+from lockstep.adapters.engines.process import Program
 from lockstep.models import Model
 
 ROW = "growth"
@@ -27,13 +27,13 @@ FEW = 4  # sequences of the contexts, whose keys fit into the default cache
 
 
 def run(options: Options) -> Result:
-    """Measure all points. Raises `ContestantFailed`."""
+    """Measure all points. Raises `WorkerFailed`."""
     model = models.load(options.model)
     shapes = [*((batch, 32) for batch in BATCHES), *((FEW, context) for context in CONTEXTS)]
     if options.trial:
         shapes = [(1, 32), (FEW, 64)]
     settings = {"model": str(model.path), "threads": options.threads, "max_tokens": NEW_TOKENS}
-    engine = [entrant(OURS, "lockstep_engine", None, settings, options.variables())]
+    engine = [program(OURS, "lockstep_engine", None, settings, options.variables())]
     drawn: dict[tuple[int, int], list[float]] = {}
     standing: Standing | None = None
     for shape in shapes:
@@ -63,7 +63,7 @@ def _steps(options: Options, rollouts: int) -> list[float]:
     """Seconds of steps of so many rollouts, 8 a prompt."""
     config = recipe.configuration(options, options.rounds + 1, seed=0)
     config = config.model_copy(update={"num_prompts_per_step": rollouts // config.num_generations})
-    one: Entrant = recipe.trainer(OURS, config, options)
+    one: Program = recipe.trainer(OURS, config, options)
     return hold([one], lambda _: {"do": "step"}, options.rounds, options.logs(ROW), announce)[OURS].seconds
 
 

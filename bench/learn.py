@@ -17,10 +17,10 @@ from typing import Any
 
 from bench import recipe
 from bench.contest import log_of, turn
-from bench.contestant import Contestant
 from bench.options import OURS, Options, announce
 from bench.result import Comparison, Result
 from bench.train import settings
+from lockstep.adapters.engines.process import Worker
 from lockstep.errors import StageError, message
 
 ROW = "learn"
@@ -48,7 +48,7 @@ class Course:
 
 
 def run(options: Options) -> Result:
-    """One race a seed. Raises `ContestantFailed`, and `StageError` if ours does not get there."""
+    """One race a seed. Raises `WorkerFailed`, and `StageError` if ours does not get there."""
     steps, every = (2, 1) if options.trial else (STEPS, EVERY)
     versions: dict[str, dict[str, str]] = {}
     races: list[dict[str, Course]] = []
@@ -57,10 +57,10 @@ def run(options: Options) -> Result:
         entrants = [recipe.trainer(name, config, options) for name in options.chosen(recipe.NAMES)]
         with ExitStack() as stack:
             running = []
-            for entrant in (*entrants, recipe.examiner(config, options)):
-                announce(f"seed {seed}, {entrant.name}: starting")
-                one = stack.enter_context(Contestant(entrant, log_of(options.logs(ROW) / str(seed), entrant)))
-                versions[entrant.name] = one.start()
+            for program in (*entrants, recipe.examiner(config, options)):
+                announce(f"seed {seed}, {program.name}: starting")
+                one = stack.enter_context(Worker(program, log_of(options.logs(ROW) / str(seed), program)))
+                versions[program.name] = one.start()
                 one.pause()
                 running.append(one)
             races.append(race(running[:-1], running[-1], steps, every))
@@ -78,7 +78,7 @@ def run(options: Options) -> Result:
     )
 
 
-def race(contestants: Sequence[Contestant], examiner: Contestant, steps: int, every: int) -> dict[str, Course]:
+def race(contestants: Sequence[Worker], examiner: Worker, steps: int, every: int) -> dict[str, Course]:
     """Train until the goal or for `steps` steps, `every` steps at a turn, the order reversed every other turn."""
     courses = {contestant.name: Course() for contestant in contestants}
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as directory:
@@ -117,14 +117,14 @@ def compare(races: Sequence[Mapping[str, Course]], peer: str) -> Comparison:
     return Comparison(what, peer, "s", mine, other if there else None, other / mine, min(each), max(each), bar)
 
 
-def _block(contestant: Contestant, course: Course, steps: int) -> None:
+def _block(contestant: Worker, course: Course, steps: int) -> None:
     for _ in range(steps):
         answer = turn(contestant, {"do": "step"})
         course.seconds.append(float(answer["seconds"]))
         course.rewards.append(float(answer["reward"]))
 
 
-def _examined(contestant: Contestant, examiner: Contestant, path: str) -> float:
+def _examined(contestant: Worker, examiner: Worker, path: str) -> float:
     """Accuracy of the contestant's present weights."""
     contestant.resume()
     contestant.ask(do="save", path=path)

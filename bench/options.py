@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import environment
-from bench.contestant import Entrant
+from lockstep.adapters.engines.process import Program
 from lockstep.config import cache_dir
 from lockstep.errors import InputError, message
 
@@ -57,9 +57,9 @@ def announce(text: str) -> None:
     sys.stderr.flush()
 
 
-def entrant(
+def program(
     name: str, script: str, peer: str | None, settings: Mapping[str, object], variables: Mapping[str, str]
-) -> Entrant:
+) -> Program:
     """Who takes part under `name`: `bench/peers/{script}.py` in the environment of `peer` (None: this very one)."""
     python = environment.python_of(peer, announce) if peer else Path(sys.executable)
-    return Entrant(name, python, environment.PEERS / f"{script}.py", settings, variables)
+    return Program(name, python, environment.PEERS / f"{script}.py", settings, variables)

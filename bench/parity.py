@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from bench import result
 from bench.contest import hold
-from bench.options import OURS, Options, announce, entrant
+from bench.options import OURS, Options, announce, program
 from bench.referee import Referee, require_alike
 from bench.result import Line, Result
 from bench.workload import Workload
@@ -25,11 +25,11 @@ TEMPERATURE = 0.8
 
 
 def run(options: Options) -> Result:
-    """Hold the contest. Raises `ContestantFailed` and `Unfair`."""
+    """Hold the contest. Raises `WorkerFailed` and `Unfair`."""
     model = models.load(options.model)
     work, tokens = Workload(8 if options.trial else 64, 20, 60), 16 if options.trial else 128
     settings = {"model": str(model.path), "threads": options.threads, "max_tokens": tokens}
-    entrants = [entrant(name, SCRIPTS[name], None, settings, options.variables()) for name in options.chosen(NAMES)]
+    entrants = [program(name, SCRIPTS[name], None, settings, options.variables()) for name in options.chosen(NAMES)]
 
     def question(number: int) -> dict[str, object]:
         return {"prompts": work.prompts(model.tokenizer, number), "temperature": TEMPERATURE, "seed": number}

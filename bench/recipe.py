@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.contestant import Entrant
 from bench.environment import PEERS
-from bench.options import OURS, Options, entrant
+from bench.options import OURS, Options, program
 from lockstep import models
+from lockstep.adapters.engines.process import Program
 from lockstep.config import RunConfig, load
 from lockstep.tasks import batch_of, load_tasks
 
@@ -46,10 +46,10 @@ def configuration(options: Options, steps: int, seed: int) -> RunConfig:
     return load([RECIPE], [f"{key}={value}" for key, value in overrides.items()]).model_copy(update={"report_to": ()})
 
 
-def trainer(name: str, config: RunConfig, options: Options) -> Entrant:
-    """The entrant called `name` (one of NAMES)."""
+def trainer(name: str, config: RunConfig, options: Options) -> Program:
+    """The program called `name` (one of NAMES)."""
     if name == OURS:
-        return entrant(name, "lockstep_trainer", None, {"config": config.model_dump(mode="json")}, options.variables())
+        return program(name, "lockstep_trainer", None, {"config": config.model_dump(mode="json")}, options.variables())
     tasks = load_tasks(config.task, config.seed)
     steps = [batch_of(tasks, i, config.num_prompts_per_step, config.seed) for i in range(config.max_steps)]
     settings: dict[str, Any] = {
@@ -64,11 +64,11 @@ def trainer(name: str, config: RunConfig, options: Options) -> Entrant:
         "lr": config.optim.lr,
         "problems": [(task.prompt, task.answer) for step in steps for task in step],
     }
-    return entrant(name, "trl_trainer", "trl", settings, options.variables())
+    return program(name, "trl_trainer", "trl", settings, options.variables())
 
 
-def examiner(config: RunConfig, options: Options) -> Entrant:
+def examiner(config: RunConfig, options: Options) -> Program:
     """Who says how many of the held-out problems some weights answer."""
     problems = [(task.prompt, task.answer) for task in load_tasks(config.task, config.seed).held_out]
     settings = {"threads": options.threads, "max_tokens": config.sampling.max_tokens, "problems": problems}
-    return entrant("examiner", "lockstep_examiner", None, settings, options.variables())
+    return program("examiner", "lockstep_examiner", None, settings, options.variables())

@@ -132,11 +132,11 @@ def comparisons(
 def record(standing: Standing) -> dict[str, Any]:
     """What is kept of a contestant: no tokens, but every round's seconds, the warm-up apart."""
     spread = Spread.of(standing.seconds)
-    settings = {key: value for key, value in standing.entrant.settings.items() if key not in PATHS}
+    settings = {key: value for key, value in standing.program.settings.items() if key not in PATHS}
     return {
         "versions": standing.versions,
         "settings": settings,
-        "variables": {key: _places(key, value) for key, value in standing.entrant.variables.items()},
+        "variables": {key: _places(key, value) for key, value in standing.program.variables.items()},
         "warm_up_seconds": standing.answers[0]["seconds"],
         "seconds": standing.seconds,
         "median_seconds": spread.median,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from bench import result
 from bench.contest import hold
-from bench.contestant import Entrant
-from bench.options import OURS, Options, announce, entrant
+from bench.options import OURS, Options, announce, program
 from bench.referee import Referee, require_alike
 from bench.result import Line, Result
 from bench.workload import Workload
 from lockstep import models
+from lockstep.adapters.engines.process import Program
 from lockstep.core import SamplingParams
 
 ROW = "rollout"
@@ -35,7 +35,7 @@ VLLM_VARIABLES = {
 
 
 def run(options: Options) -> Result:
-    """Hold the contest. Raises `ContestantFailed` and `Unfair`."""
+    """Hold the contest. Raises `WorkerFailed` and `Unfair`."""
     model = models.load(options.model)
     work = Workload(8, 20, 60) if options.trial else Workload(64, 20, 60)
     tokens = 16 if options.trial else 128
@@ -65,16 +65,16 @@ def run(options: Options) -> Result:
     )
 
 
-def _entrant(name: str, model: str, tokens: int, options: Options) -> Entrant:
+def _entrant(name: str, model: str, tokens: int, options: Options) -> Program:
     settings = {"model": model, "threads": options.threads, "max_tokens": tokens, "max_length": 60 + tokens}
     variables = options.variables()
     if name == OURS:
-        return entrant(name, "lockstep_engine", None, settings, variables)
+        return program(name, "lockstep_engine", None, settings, variables)
     if name in (VLLM, *OTHERS):
         apart = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1" if name == TWO_PROCESSES else "0"}
-        found = entrant(name, "vllm_engine", "vllm", settings, variables | VLLM_VARIABLES | apart | _cores(options))
+        found = program(name, "vllm_engine", "vllm", settings, variables | VLLM_VARIABLES | apart | _cores(options))
         return replace(found, variables={**found.variables, **preloaded(found.python)}) if name == PRELOADED else found
-    return entrant(
+    return program(
         name, "transformers_generate", "transformers", settings | {"logprobs": name == TRANSFORMERS}, variables
     )
 

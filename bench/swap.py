@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from bench import result
 from bench.contest import hold
-from bench.options import OURS, Options, announce, entrant
+from bench.options import OURS, Options, announce, program
 from bench.referee import unfair
 from bench.result import Figure, Result
 from bench.workload import Workload
@@ -21,11 +21,11 @@ ROW = "swap"
 
 
 def run(options: Options) -> Result:
-    """Swap twice a round. Raises `ContestantFailed`, and `Unfair` if tokens are lost."""
+    """Swap twice a round. Raises `WorkerFailed`, and `Unfair` if tokens are lost."""
     model = models.load(options.model)
     work, tokens = Workload(8 if options.trial else 64, 20, 60), 16
     settings = {"model": str(model.path), "threads": options.threads, "sequences": work.count, "max_tokens": tokens}
-    entrants = [entrant(OURS, "lockstep_swap", None, settings, options.variables())]
+    entrants = [program(OURS, "lockstep_swap", None, settings, options.variables())]
 
     def question(number: int) -> dict[str, object]:
         return {"number": number, "prompts": work.prompts(model.tokenizer, number)}

@@ -21,7 +21,7 @@ MOST_LENGTH, MOST_REWARD = 0.25, 0.2
 
 
 def run(options: Options) -> Result:
-    """Hold the contest. Raises `ContestantFailed` and `Unfair`."""
+    """Hold the contest. Raises `WorkerFailed` and `Unfair`."""
     config = recipe.configuration(options, options.rounds + 1, seed=0)
     entrants = [recipe.trainer(name, config, options) for name in options.chosen(recipe.NAMES)]
     standings = hold(entrants, lambda _: {"do": "step"}, options.rounds, options.logs(ROW), announce)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from lockstep.adapters.engines.process import PROTOCOL, Program
 from lockstep.config import cache_dir
 
 # CI draws the same examples every time; elsewhere new ones are drawn, and a failure prints how to repeat it.
@@ -28,5 +30,24 @@ def new_home() -> Callable[[Path], Path]:
         home.mkdir(parents=True, exist_ok=True)
         (home / "kernels").symlink_to(KERNELS, target_is_directory=True)
         return home
+
+    return make
+
+
+HEAD = f"""
+import json, os, signal, subprocess, sys, time
+sys.path.insert(0, {str(PROTOCOL)!r})
+from protocol import Channel, serve
+"""
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Callable[..., Program]:
+    """A program from the text of its script."""
+
+    def make(body: str, name: str = "one", limit: float = 20.0, **settings: object) -> Program:
+        script = tmp_path / f"{name}.py"
+        script.write_text(HEAD + body)
+        return Program(name, Path(sys.executable), script, settings, {}, limit, limit)
 
     return make

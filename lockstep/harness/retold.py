@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.core import Contract, Rollout, Span
+from lockstep.core import Contract, Logprobs, Rollout, Span
 
 
 def of_version(rollout: Rollout, number: int) -> Rollout:
@@ -50,15 +50,18 @@ def with_tokens(rollout: Rollout, token_ids: np.ndarray, kept: np.ndarray) -> Ro
     """
     assert rollout.support is None, "tokens with a support cannot be exchanged"
     origin, drawn = rollout.provenance, rollout.sampler_logprobs
+    versions = origin.weight_version[kept]
+    numbers = tuple(dict.fromkeys(versions.tolist()))
     longer = len(token_ids) - len(rollout.token_ids)
-    spans = tuple(_moved(span, len(rollout.prompt_ids) + len(rollout.token_ids), longer) for span in origin.spans)
+    moved = (_moved(span, len(rollout.prompt_ids) + len(rollout.token_ids), longer) for span in origin.spans)
+    spans = tuple(span for span in moved if span.start < span.end)
     return replace(
         rollout,
         token_ids=np.asarray(token_ids, np.int32),
-        sampler_logprobs=replace(drawn, values=drawn.values[kept]),
+        sampler_logprobs=Logprobs(drawn.values[kept], replace(drawn.contract, weight_versions=numbers)),
         provenance=replace(
             origin,
-            weight_version=origin.weight_version[kept],
+            weight_version=versions,
             path=origin.path[kept],
             cached=origin.cached[kept],
             spans=spans,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.contest import Spread, hold, log_of, ratios
-from bench.contestant import ContestantFailed
+from lockstep.adapters.engines.process import WorkerFailed
 
 COUNTING = """
 def start(log, pace, **_):
@@ -39,15 +39,15 @@ def test_order_is_reversed_every_other_round_and_the_first_is_not_counted(script
 
 @pytest.mark.parametrize("seconds", ["'soon'", "0", "float('nan')", "None"])
 def test_an_answer_without_its_time_is_refused(seconds, scripted, tmp_path):
-    entrant = scripted(f"serve(lambda **_: (lambda **ask: {{'seconds': {seconds}}}, {{'a': 'b'}}))")
-    with pytest.raises(ContestantFailed, match="how long it took"):
-        hold([entrant], lambda _: {}, 1, tmp_path, quiet)
+    program = scripted(f"serve(lambda **_: (lambda **ask: {{'seconds': {seconds}}}, {{'a': 'b'}}))")
+    with pytest.raises(WorkerFailed, match="how long it took"):
+        hold([program], lambda _: {}, 1, tmp_path, quiet)
 
 
 def test_one_that_dies_ends_the_contest(scripted, tmp_path):
     good = scripted("serve(lambda **_: (lambda **ask: {'seconds': 1}, {'pid': str(os.getpid())}))", "good")
     bad = scripted("serve(lambda **_: (lambda **ask: 1 / ask['number'], {'a': 'b'}))", "bad")
-    with pytest.raises(ContestantFailed, match="bad"):
+    with pytest.raises(WorkerFailed, match="bad"):
         hold([good, bad], lambda number: {"number": number}, 1, tmp_path, quiet)
 
 

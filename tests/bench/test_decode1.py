@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from bench.contest import Standing
-from bench.contestant import Entrant
 from bench.decode1 import FEWEST_ALIKE, judge
 from bench.referee import Unfair
+from lockstep.adapters.engines.process import Program
 
 
 def drew(*rounds: list[int]) -> Standing:
     answers = tuple({"seconds": 1.0, "tokens": [tokens]} for tokens in rounds)
-    return Standing(Entrant("x", Path("x"), Path("x"), {}), {}, answers, None)
+    return Standing(Program("x", Path("x"), Path("x"), {}), {}, answers, None)
 
 
 OURS = drew(list(range(16)), list(range(16)))

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 import pytest
 
 from bench import recipe
-from bench.contestant import Contestant
 from bench.learn import Course, compare, race
+from lockstep.adapters.engines.process import Worker
 from lockstep.errors import StageError
 
 TRAINER = """
@@ -32,8 +32,8 @@ def run(scripted, tmp_path, steps: int, every: int, **gains: float) -> dict[str,
     with ExitStack() as stack:
         running = []
         for name, gain in gains.items():
-            running.append(Contestant(scripted(TRAINER, name, pace=2.0, gain=gain), tmp_path / f"{name}.log"))
-        running.append(Contestant(scripted(EXAMINER, "examiner"), tmp_path / "examiner.log"))
+            running.append(Worker(scripted(TRAINER, name, pace=2.0, gain=gain), tmp_path / f"{name}.log"))
+        running.append(Worker(scripted(EXAMINER, "examiner"), tmp_path / "examiner.log"))
         for one in running:
             stack.enter_context(one).start()
             one.pause()

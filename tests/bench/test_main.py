@@ -9,10 +9,10 @@ import pytest
 
 from bench import environment, result
 from bench.__main__ import ROWS, main
-from bench.contestant import ContestantFailed
-from bench.environment import NoCompiler
 from bench.referee import Unfair
 from bench.result import Comparison, Result
+from lockstep.adapters.engines.environment import NoCompiler
+from lockstep.adapters.engines.process import WorkerFailed
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -24,7 +24,7 @@ def test_every_row_is_a_module_that_says_what_it_is(row):
 
 @pytest.mark.parametrize(
     ("failure", "code"),
-    [(ContestantFailed("it died"), 1), (Unfair("it did less"), 1), (NoCompiler("no compiler"), 2)],
+    [(WorkerFailed("it died"), 1), (Unfair("it did less"), 1), (NoCompiler("no compiler"), 2)],
 )
 def test_a_failure_is_one_message_and_writes_nothing(failure, code, monkeypatch, capsys, tmp_path):
     def run(_):

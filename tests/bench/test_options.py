@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bench.options import Options, entrant
+from bench.options import Options
 from lockstep.errors import InputError
 
 NAMES, OTHERS = ("lockstep", "a", "b"), ("c",)

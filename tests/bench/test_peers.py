@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.contestant import Contestant, Entrant
 from bench.environment import PEERS
+from lockstep.adapters.engines.process import Program, Worker
 from lockstep.checks.last_integer import LastInteger
 from lockstep.core import Task
 from lockstep.models.checkpoint import read_parameters
@@ -101,9 +101,9 @@ def test_a_gguf_file_holds_the_weights_to_the_bit(network, tmp_path):
 # -- contestants on a tiny model -------------------------------------------------------------------------------------
 
 
-def contestant(name: str, tmp_path, **settings: object) -> Contestant:
-    entrant = Entrant(name, sys.executable, PEERS / f"{name}.py", settings, {"OMP_NUM_THREADS": "1"}, 120, 120)  # type: ignore[arg-type]
-    return Contestant(entrant, tmp_path / f"{name}.log")
+def contestant(name: str, tmp_path, **settings: object) -> Worker:
+    program = Program(name, sys.executable, PEERS / f"{name}.py", settings, {"OMP_NUM_THREADS": "1"}, 120, 120)  # type: ignore[arg-type]
+    return Worker(program, tmp_path / f"{name}.log")
 
 
 def test_engine_and_transformers_draw_what_they_are_asked(tiny, tmp_path):
@@ -118,7 +118,9 @@ def test_engine_and_transformers_draw_what_they_are_asked(tiny, tmp_path):
 
 
 def test_a_held_loop_saves_before_between_and_after_its_steps(scripted, tmp_path):
-    body = """
+    body = (
+        f"sys.path.insert(0, {str(PEERS)!r})"
+        + """
 from pacer import Pacer
 channel = Channel()
 channel.asked()
@@ -131,7 +133,8 @@ for step in range(2):
     pacer.done(step=step, saved=len(saved))
 pacer.wait()
 """
-    with Contestant(scripted(body), tmp_path / "log") as one:
+    )
+    with Worker(scripted(body), tmp_path / "log") as one:
         one.start()
         assert one.ask(do="save", path="x") == {"saved": "x"}
         first = one.ask(do="step")
@@ -146,8 +149,8 @@ def test_the_trainer_steps_and_saves_when_it_is_told(tiny, tmp_path):
     from bench.options import OURS, Options
 
     options = Options(model=str(tiny.path), threads=1, trial=True)
-    entrant = recipe.trainer(OURS, recipe.configuration(options, 3, seed=0), options)
-    with Contestant(entrant, tmp_path / "log") as one:
+    program = recipe.trainer(OURS, recipe.configuration(options, 3, seed=0), options)
+    with Worker(program, tmp_path / "log") as one:
         assert "lockstep" in one.start()
         for _ in range(2):
             answer = one.ask(do="step")

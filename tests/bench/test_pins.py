@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.environment import PEERS, RECIPES, pins_of
+from bench.environment import PEERS, RECIPES, home_of
+from lockstep.adapters.engines.environment import VLLM, pins_of
+from lockstep.adapters.engines.environment import home_of as home
 
 FILES = sorted(PEERS.glob("*.txt"))
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -22,3 +24,8 @@ def test_exact_versions(file):
 
 def test_recipes_are_of_peers():
     assert set(RECIPES) <= {file.stem for file in FILES}
+
+
+def test_vllm_is_the_one_that_is_audited():
+    assert home_of("vllm") == home(*VLLM)
+    assert home_of("llama_cpp").name.startswith("llama_cpp-")

@@ -59,11 +59,11 @@ def test_comparisons_are_round_by_round(standing):
 @given(st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=1, max_size=7), st.floats(0, 1000))
 def test_ratios_do_not_depend_on_the_unit(pairs, amount):
     from bench.contest import Standing
-    from bench.contestant import Entrant
+    from lockstep.adapters.engines.process import Program
 
     def of(name: str, seconds: list[float]) -> Standing:
-        entrant = Entrant(name, result.RESULTS, result.RESULTS, {})
-        return Standing(entrant, {}, tuple({"seconds": one} for one in (1.0, *seconds)), None)
+        program = Program(name, result.RESULTS, result.RESULTS, {})
+        return Standing(program, {}, tuple({"seconds": one} for one in (1.0, *seconds)), None)
 
     found = {"ours": of("ours", [a for a, _ in pairs]), "theirs": of("theirs", [b for _, b in pairs])}
     seconds, rate = (comparisons(Line("x", "u", n), found, "ours", {})[0] for n in (0.0, amount))
@@ -82,7 +82,7 @@ def test_a_record_holds_every_round_and_no_place_of_this_machine(standing):
     assert found["warm_up_seconds"] == 5.0 and found["seconds"] == [1.0, 3.0] and found["median_seconds"] == 2.0
     assert found["settings"] == {"threads": 2} and found["peak_gib"] == 1.5
     one = standing("peer", 1.0, 1.0)
-    preload = replace(one, entrant=replace(one.entrant, variables={"LD_PRELOAD": "/place/a:/b"}))
+    preload = replace(one, program=replace(one.program, variables={"LD_PRELOAD": "/place/a:/b"}))
     assert record(preload)["variables"] == {"LD_PRELOAD": "a:b"}
     assert b"place" not in orjson.dumps(record(preload))
     assert b"place" not in orjson.dumps(found)

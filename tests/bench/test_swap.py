@@ -4,11 +4,11 @@ import pytest
 
 from bench import result, swap
 from bench.contest import Standing
-from bench.contestant import Entrant
 from bench.options import OURS, Options
 from bench.referee import Unfair
 from bench.result import Figure
 from lockstep import models
+from lockstep.adapters.engines.process import Program
 from lockstep.models.tiny import build_random, small
 
 
@@ -22,8 +22,8 @@ def held(monkeypatch, tmp_path):
         rounds = tuple(
             {"seconds": s, "at_once": 100 * s, "sampler": s, "lost": lost} for s in (9.0, 0.001, 0.003, 0.002)
         )
-        entrant = Entrant(OURS, tmp_path, tmp_path, {}, {})
-        monkeypatch.setattr(swap, "hold", lambda *_: {OURS: Standing(entrant, {}, rounds, 1.0)})
+        program = Program(OURS, tmp_path, tmp_path, {}, {})
+        monkeypatch.setattr(swap, "hold", lambda *_: {OURS: Standing(program, {}, rounds, 1.0)})
 
     return answers
 

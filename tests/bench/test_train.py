@@ -13,7 +13,7 @@ OPTIONS = Options(model="tiny", threads=1)
 
 
 def test_both_train_on_the_same_problems_with_the_same_settings(monkeypatch):
-    monkeypatch.setattr("bench.recipe.entrant", lambda name, script, peer, told, variables: (script, peer, told))
+    monkeypatch.setattr("bench.recipe.program", lambda name, script, peer, told, variables: (script, peer, told))
     config = recipe.configuration(OPTIONS, 3, seed=2)
     script, peer, ours = recipe.trainer(OURS, config, OPTIONS)  # type: ignore[misc]
     assert (script, peer) == ("lockstep_trainer", None)
@@ -39,7 +39,7 @@ def test_the_order_of_problems_is_that_of_the_loop():
     tasks = load_tasks(config.task, 1)
     expected = [task.answer for step in range(2) for task in batch_of(tasks, step, 8, 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.recipe.entrant", lambda name, script, peer, told, variables: told)
+        patch.setattr("bench.recipe.program", lambda name, script, peer, told, variables: told)
         told = recipe.trainer(recipe.TRL_MASTERS, config, OPTIONS)
     assert [answer for _, answer in told["problems"]] == expected  # type: ignore[index]
     assert told["weights"] == "float32"  # type: ignore[index]
@@ -48,10 +48,10 @@ def test_the_order_of_problems_is_that_of_the_loop():
 def standing_of(mean_tokens: float, reward: float, **more: float) -> Standing:
     from pathlib import Path
 
-    from bench.contestant import Entrant
+    from lockstep.adapters.engines.process import Program
 
     answers = tuple({"seconds": 2.0, "mean_tokens": mean_tokens, "reward": reward, **more} for _ in range(3))
-    return Standing(Entrant("x", Path("x"), Path("x"), {"config": {}, "problems": [], "seed": 0}), {}, answers, 1.0)
+    return Standing(Program("x", Path("x"), Path("x"), {"config": {}, "problems": [], "seed": 0}), {}, answers, 1.0)
 
 
 def test_a_summary_holds_what_the_steps_were_like():

@@ -31,7 +31,7 @@ def read(hidden_NE: Tensor, head: Packed, sample: Sample, tokens: range, reading
     histories = _histories(sample, tokens, params, reading.late)
     temperature = (params.temperature or 1.0) / reading.scale
     support, outside_N = None, np.zeros(len(ids_N), bool)  # the recorded support is a fact; others are computed again
-    if params.truncates and sample.support is not None and params == sample.params:
+    if params.truncates and sample.support is not None and _cuts(params) == _cuts(sample.params or SamplingParams()):
         support = cut_support(sample.support, tokens)
         outside_N = _outside(support, ids_N.numpy())
     elif params.truncates:
@@ -44,6 +44,10 @@ def read(hidden_NE: Tensor, head: Packed, sample: Sample, tokens: range, reading
     if reading.mode == "divided":
         values_N /= np.float32(_asked(sample, reading).temperature or 1.0)
     return values_N
+
+
+def _cuts(params: SamplingParams) -> tuple[int, float, float]:
+    return params.top_k, params.top_p, params.min_p
 
 
 def _asked(sample: Sample, reading: Reading) -> SamplingParams:

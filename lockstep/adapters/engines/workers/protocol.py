@@ -1,7 +1,7 @@
-"""One contestant as a process: it reads a JSON line with what to do, and answers with a JSON line.
+"""A worker as a process: it reads a JSON line with what to do, and answers with a JSON line.
 
 In: standard input. Out: standard output, which is taken away from everybody else in the process; what libraries print
-goes to standard error. Only the standard library is imported: every contestant runs this file in its own environment.
+goes to standard error. Only the standard library is imported: every worker runs this file in its own environment.
 """
 
 from __future__ import annotations

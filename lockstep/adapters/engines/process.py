@@ -1,8 +1,9 @@
-"""A peer as a process: started, asked, paused while it is not its turn, ended with everything that it started.
+"""Somebody else's software as a process: started, asked, paused, ended with everything that it started.
 
-In: a script of bench/peers, its settings, questions. Out: its answers, one JSON line each, and its peak memory.
+In: a script that speaks workers/protocol.py, its settings, questions. Out: its answers, one JSON line each, and its
+peak memory.
 
-A contestant is a process group of this session, and not a session of its own: should we be killed while one of them is
+A worker is a process group of this session, and not a session of its own: should we be killed while one of them is
 stopped, the kernel sends the orphaned group SIGHUP and lets it go on, so that none stays behind. What it writes to
 standard error, and whatever its libraries print, goes to a log.
 """
@@ -26,15 +27,16 @@ from lockstep.errors import StageError, message
 
 LAST_WORDS = 2000  # characters of the log that a failure quotes
 READ_AT_ONCE = 1 << 20
+PROTOCOL = Path(__file__).with_name("workers")
 
 
-class ContestantFailed(StageError):
-    """A contestant died, answered in time with nothing or with nonsense, or did not answer in time."""
+class WorkerFailed(StageError):
+    """A worker died, answered in time with nothing or with nonsense, or did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
-    """Who takes part: a script, the Python that runs it, what it is told first, its environment variables.
+class Program:
+    """What a worker runs: a script, the Python for it, what it is told first, its environment variables.
 
     Limits are in seconds: until it is ready (a compilation may be part of that), and for each answer.
     """
@@ -48,19 +50,19 @@ class Entrant:
     ask_limit: float = 900.0
 
 
-class Contestant:
-    """One running entrant. Use it as a context: leaving it ends the whole process group."""
+class Worker:
+    """A program that runs. Use it as a context: leaving it ends the whole process group."""
 
-    def __init__(self, entrant: Entrant, log: Path) -> None:
+    def __init__(self, program: Program, log: Path) -> None:
         """Start the process; `start` waits until it is ready."""
-        self.entrant, self.log = entrant, log
+        self.program, self.log = program, log
         self.peak_gib: float | None = None
         self._rest = b""
         log.parent.mkdir(parents=True, exist_ok=True)
-        variables = [f"{name}={value}" for name, value in entrant.variables.items()]
+        variables = [f"{name}={value}" for name, value in {"PYTHONPATH": PROTOCOL, **program.variables}.items()]
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                ["env", *variables, str(entrant.python), str(entrant.script)],
+                ["env", *variables, str(program.python), str(program.script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -69,18 +71,18 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        return self.entrant.name
+        return self.program.name
 
     def start(self) -> dict[str, str]:
         """Hand over the settings and wait until it is ready. Returns the versions of what it runs."""
-        versions = self._exchange(self.entrant.settings, self.entrant.start_limit).get("versions")
+        versions = self._exchange(self.program.settings, self.program.start_limit).get("versions")
         if not isinstance(versions, dict):
             raise self._failed("the first answer names versions", repr(versions), "a mapping")
         return versions
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        """One piece of work, and what came of it. Raises `ContestantFailed`."""
-        answer = self._exchange(question, self.entrant.ask_limit)
+        """One piece of work, and what came of it. Raises `WorkerFailed`."""
+        answer = self._exchange(question, self.program.ask_limit)
         memory = group_peak_gib(self._process.pid)
         self.peak_gib = max(filter(None, (self.peak_gib, memory)), default=None)
         return answer
@@ -125,7 +127,7 @@ class Contestant:
         return answer
 
     def _line(self, deadline: float, limit: float) -> bytes:
-        """The next line. Raises `ContestantFailed` when there is none by the deadline."""
+        """The next line. Raises `WorkerFailed` when there is none by the deadline."""
         assert self._process.stdout is not None, "it was opened with a pipe"
         pipe = self._process.stdout.fileno()
         pieces = [self._rest]
@@ -151,10 +153,10 @@ class Contestant:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
-    def _failed(self, rule: str, got: object, expected: str) -> ContestantFailed:
+    def _failed(self, rule: str, got: object, expected: str) -> WorkerFailed:
         text = self.log.read_text(encoding="utf-8", errors="replace").strip()[-LAST_WORDS:]
         do = f"Its last words, from {self.log}:\n{text}\n"
-        return ContestantFailed(message(f"contestant ({self.name})", rule, got=got, expected=expected, do=do))
+        return WorkerFailed(message(f"worker ({self.name})", rule, got=got, expected=expected, do=do))
 
 
 def group_peak_gib(group: int) -> float | None:

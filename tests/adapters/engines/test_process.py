@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.contestant import Contestant, ContestantFailed, group_peak_gib
+from lockstep.adapters.engines.process import Worker, WorkerFailed, group_peak_gib
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 ECHO = """
 def start(**settings):
@@ -19,8 +19,8 @@ serve(start)
 """
 
 
-def running(entrant, tmp_path) -> Contestant:
-    return Contestant(entrant, tmp_path / "logs" / "one.log")
+def running(program, tmp_path) -> Worker:
+    return Worker(program, tmp_path / "logs" / "one.log")
 
 
 def state(pid: int) -> str:
@@ -77,7 +77,7 @@ def test_long_answers_arrive_whole(scripted, tmp_path):
 def test_one_that_does_not_start_is_named_with_the_reason(body, said, scripted, tmp_path):
     with (
         running(scripted(f"sys.stderr.write('last words')\n{body}", limit=1.0), tmp_path) as one,
-        pytest.raises(ContestantFailed, match=r"contestant \(one\)") as failure,
+        pytest.raises(WorkerFailed, match=r"worker \(one\)") as failure,
     ):
         one.start()
     assert said in str(failure.value)
@@ -95,7 +95,7 @@ def test_one_that_fails_at_work_is_named_with_its_last_words(work, said, scripte
     body = f"serve(lambda **_: (lambda **ask: {work}, {{'a': 'b'}}))"
     with running(scripted(body, limit=2.0), tmp_path) as one:
         one.start()
-        with pytest.raises(ContestantFailed, match=said):
+        with pytest.raises(WorkerFailed, match=said):
             one.ask()
 
 
@@ -103,7 +103,7 @@ def test_one_that_is_gone_cannot_be_asked(scripted, tmp_path):
     with running(scripted("channel = Channel(); channel.asked(); channel.answer(versions={})"), tmp_path) as one:
         one.start()
         time.sleep(0.3)
-        with pytest.raises(ContestantFailed, match="exit with code 0"):
+        with pytest.raises(WorkerFailed, match="exit with code 0"):
             one.ask()
 
 
@@ -160,8 +160,8 @@ def test_closing_twice_is_safe(scripted, tmp_path):
 PARENT = """
 import sys, time
 from pathlib import Path
-from bench.contestant import Contestant, Entrant
-one = Contestant(Entrant("one", Path(sys.executable), Path(sys.argv[1]), {}), Path(sys.argv[2]))
+from lockstep.adapters.engines.process import Worker, Program
+one = Worker(Program("one", Path(sys.executable), Path(sys.argv[1]), {}), Path(sys.argv[2]))
 print(one.start()["pid"], flush=True)
 one.pause()
 print("paused", flush=True)
