@@ -100,7 +100,7 @@ def test_a_page_that_is_held_again_can_still_be_given_away(opened) -> None:
 
 
 def test_pages_that_are_freed_early_do_no_harm_where_there_are_enough(opened, moved) -> None:
-    with opened(**{**INJECTIONS[-1].setup, "pages": 400}) as lab:
+    with opened(**{**INJECTIONS[-1].setup, "pages": 400, "max_sequences": 24}) as lab:
         lab.observe()
         freed_early(lab)
         lab.advance()
