@@ -126,6 +126,12 @@ def load(path: Path, trainer: Trainer) -> State:
     return State(state["step"], version, state["config_digest"], state["extra"])
 
 
+def masters(path: Path) -> tuple[WeightVersion, dict[str, Tensor]]:
+    """Version and fp32 master weights of the checkpoint at `path`, for who has no trainer. Raises `ModelError`."""
+    state = _verified(path)
+    return WeightVersion(**state["version"]), _read_tensors(path / _MASTER)
+
+
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(dict(tensors), file)

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from lockstep.adapters.foreign.files import in_order
 from lockstep.adapters.foreign.gaps import Gaps
@@ -27,6 +24,7 @@ from lockstep.parity.observation import Observation, Sample, Statement
 from lockstep.trace import RunDirectory, rollouts
 from lockstep.trace.rollout_schema import KEY
 from lockstep.trace.rollouts import RolloutRecord
+from lockstep.trace.versions import published, saved
 from lockstep.weight_update import WeightVersion
 
 REMEMBERED = 8
@@ -117,22 +115,12 @@ def _told(run: RunDirectory, gaps: Gaps) -> _Told:
             metrics: dict[int, dict[str, float]] = {}
             if synchronous and tree["train"]["num_minibatches"] == 1:
                 metrics = {line["step"]: {k: float(v) for k, v in line.items() if _number(v)} for line in lines}
-            labels = {line["step"]: (line.get("weight_version"), line.get("weight_digest")) for line in lines}
-            published = {step + 1: WeightVersion(*label) for step, label in labels.items() if None not in label}
-            return _Told(metrics, _saved(run) | published, synchronous)
+            after = saved(run.checkpoints) | published(lines)
+            before = {step + 1: version for step, version in after.items()}
+            return _Told(metrics, before, synchronous)
     except LockstepError as cause:
         gaps.add(f"no metrics: {cause}", damage=True)
         return _Told()
-
-
-def _saved(run: RunDirectory) -> dict[int, WeightVersion]:
-    """Versions that checkpoints say: the only word of the weights that a warm start left. What is damaged says none."""
-    found = {}
-    for file in run.checkpoints.glob("step_*/state.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            state = orjson.loads(file.read_bytes())
-            found[state["step"] + 1] = WeightVersion(**state["version"])
-    return found
 
 
 def _number(value: Any) -> bool:
