@@ -45,8 +45,8 @@ class Look:
 
     @property
     def samples(self) -> list[Sample]:
-        """Those of which both series can be subtracted."""
-        return self.observation.comparable
+        """Those of which both series can be subtracted, and which have tokens to score."""
+        return [sample for sample in self.observation.comparable if len(sample.token_ids)]
 
     def score(self, hypothesis: Hypothesis = AS_STATED) -> list[np.ndarray]:
         """The reference's logprobs of `samples`; the honest ones are kept. Raises `CannotAsk`."""

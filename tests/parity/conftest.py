@@ -16,10 +16,13 @@ from lockstep.harness.networks import Networks
 from lockstep.harness.scoreboard import auditor_of
 from lockstep.harness.setup import Setup
 from lockstep.parity.evidence import Evidence
+from lockstep.parity.observation import Sample
 from lockstep.parity.probe import Look
 
 ASKED = {field.name for field in fields(SamplingParams)}
 OF_OBSERVATION = {"step", "samples", "engine", "trainer", "expected", "metrics", "requests", "history"}
+
+PER_TOKEN = ("token_ids", "sampler", "trainer", "again", "current", "reference", "versions", "path", "mask")
 
 
 def setup_of(chosen: dict[str, Any]) -> Setup:
@@ -82,6 +85,17 @@ def like() -> Callable[..., Look]:
         return Look(observation, **{**own, **other})
 
     return changed
+
+
+@pytest.fixture(scope="session")
+def emptied() -> Callable[[Sample], Sample]:
+    """The same sample, ended before its first token."""
+
+    def cut(sample: Sample) -> Sample:
+        series = {name: getattr(sample, name) for name in PER_TOKEN}
+        return replace(sample, spans=(), **{n: None if v is None else v[:0] for n, v in series.items()})
+
+    return cut
 
 
 class Limited:

@@ -255,6 +255,12 @@ class TestARealRun:
         assert (finding.status, finding.code, finding.step) == ("fault", "WGT08", 4)
         assert finding.evidence[0].explained == pytest.approx(1.0)
 
+    def test_a_completion_without_tokens_hides_no_cause(self, broken: Any, like: Any, emptied: Any):
+        look = broken("WGT08", prompts=2, prefix=18, tail=4)
+        samples = [emptied(look.samples[0]), *look.samples[1:]]
+        finding = Auditor(look.reference, look.subject).look(like(look, samples=samples).observation)
+        assert (finding.code, finding.skipped.keys() & {"versions", "identity update"}) == ("WGT08", set())
+
     def test_without_reference_and_subject_it_says_what_it_could_not_ask(self, broken: Callable[..., Look]):
         finding = Auditor().look(broken("WGT08").observation)
         assert finding.status == "undetermined"

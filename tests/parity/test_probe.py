@@ -100,6 +100,15 @@ class TestScore:
         assert told.asked == [(["good"], AS_STATED)]
         assert look.distance("sampler").shape == (1,)
 
+    def test_completions_without_tokens_are_not_scored(self):
+        """There is nothing to score in them, and a model's forward refuses them."""
+        told = Told([series(-1)])
+        look = Look(Observation(1, [sample("empty", series()), sample("good", series(-1))]), told)
+        look.score()
+        assert told.asked == [(["good"], AS_STATED)]
+        with pytest.raises(CannotAsk, match="none can be compared"):
+            Look(Observation(1, [sample("empty", series())]), told).score()
+
     def test_what_the_reference_lacks_is_passed_on(self):
         def lacks(_: Hypothesis) -> list[np.ndarray]:
             raise CannotAsk("version 7: not held")

@@ -103,7 +103,8 @@ def torn(look: Look) -> Sequence[Evidence]:
     cuts = dict(_boundaries(look.samples))
     if not look.deviates("sampler") or not cuts or look.reference is None:
         return ()
-    newest = max(int(sample.versions.max()) for sample in look.samples if sample.versions is not None)
+    told = [sample.versions for sample in look.samples if sample.versions is not None and len(sample.versions)]
+    newest = max(int(versions.max()) for versions in told)
     best: Evidence | None = None
     for stale, first in _tails(look.reference.parameters):
         for late in (0, 1):
