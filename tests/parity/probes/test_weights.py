@@ -143,10 +143,13 @@ class TestTorn:
         samples = [replace(s, versions=versions, spans=()) for s in look.samples]
         assert weights.torn(like(look, samples=samples)) == ()
 
-    def test_a_sample_that_says_no_version_does_not_stop_the_others(self, broken: Any, like: Any):
+    @pytest.mark.parametrize("nothing", [None, np.empty(0, np.int32)])
+    def test_a_sample_that_says_no_version_does_not_stop_the_others(self, broken: Any, like: Any, nothing):
         look = broken("WGT03")
-        silent = replace(look.samples[0], versions=np.empty(0, np.int32), spans=())
-        assert [e.code for e in weights.torn(like(look, samples=[*look.samples[1:], silent]))] == ["WGT03"]
+        silent = replace(look.samples[0], versions=nothing, spans=())
+        (series,) = look.reference.score([silent], weights.Hypothesis())
+        samples = [*look.samples[1:], replace(silent, sampler=series)]
+        assert [e.code for e in weights.torn(like(look, samples=samples))] == ["WGT03"]
 
 
 class TestIdentity:
