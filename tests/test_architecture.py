@@ -47,6 +47,7 @@ SIDEWAYS = {
     ("models", "kernels"): "the one model definition is made of the kernels",
     ("cli", "harness"): "`lockstep prove` runs the scenarios",
     ("cli", "dashboard"): "`lockstep train` shows the live view and writes the report",
+    ("cli", "adapters"): "`lockstep doctor RUN` reads what other frameworks wrote",
 }
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 50, 6

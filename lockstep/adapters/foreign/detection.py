@@ -97,7 +97,7 @@ def _below(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         do = "Give what the run wrote: a directory, or one of its files"
         rule, expected = "must be a file or a directory", "one that is there"
-        raise InputError(message(str(path), rule, got="neither", expected=expected, do=do))
+        raise InputError(message(f"run ({path})", rule, got="neither", expected=expected, do=do))
     count = 0
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -108,7 +108,9 @@ def _below(path: Path) -> Iterator[Path]:
                 yield file
         if count > MAX_FILES:
             rule, do = "is looked through file by file", "Give the directory that holds the rollouts only"
-            raise InputError(message(str(path), rule, got=f"more than {MAX_FILES} files", expected="fewer", do=do))
+            raise InputError(
+                message(f"run ({path})", rule, got=f"more than {MAX_FILES} files", expected="fewer", do=do)
+            )
 
 
 def _look(file: Path, found: Survey) -> None:
@@ -166,4 +168,4 @@ def _chosen(path: Path, found: Survey) -> Format:
     else:
         rule, expected = "holds one framework's run", "one of them"
         do = "Give the directory of one run"
-    raise InputError(message(str(path), rule, got=found.seen, expected=expected, do=do))
+    raise InputError(message(f"run ({path})", rule, got=found.seen, expected=expected, do=do))

@@ -30,6 +30,9 @@ from lockstep.weight_update import WeightVersion
 REMEMBERED = 8
 """Steps whose samples are known again if a batch is served twice."""
 
+LISTED = 8
+"""Steps that are named in one sentence."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Told:
@@ -111,6 +114,7 @@ def _told(run: RunDirectory, gaps: Gaps) -> _Told:
     try:
         with boundary(f"metrics ({run.path})"):
             tree, lines = run.config_tree(), run.metrics()
+            _note_lost(run, [line["step"] for line in lines], gaps)
             synchronous = tree["pipeline"]["max_lag"] == 0
             metrics: dict[int, dict[str, float]] = {}
             if synchronous and tree["train"]["num_minibatches"] == 1:
@@ -121,6 +125,15 @@ def _told(run: RunDirectory, gaps: Gaps) -> _Told:
     except LockstepError as cause:
         gaps.add(f"no metrics: {cause}", damage=True)
         return _Told()
+
+
+def _note_lost(run: RunDirectory, steps: Sequence[int], gaps: Gaps) -> None:
+    """Steps that happened, and whose rollouts are not there, or are a file without a byte."""
+    files = {step: run.rollouts_file(step) for step in steps}
+    lost = [str(step) for step, file in files.items() if not (file.is_file() and file.stat().st_size)]
+    if lost:
+        more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+        gaps.add(f"no rollouts of step {', '.join(lost[:LISTED])}{more}: they are gone", damage=True)
 
 
 def _number(value: Any) -> bool:

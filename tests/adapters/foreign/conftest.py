@@ -219,7 +219,8 @@ def write_batches(path: Path) -> Path:
 
 
 def write_responses(path: Path) -> Path:
-    write_lines(path / "responses.jsonl", [completion("a"), chat("b"), completion("c")])
+    other = {**chat("b"), "prompt_token_ids": [9, 6, 7]}
+    write_lines(path / "responses.jsonl", [completion("a"), other, completion("c")])
     return path
 
 

@@ -169,6 +169,16 @@ def test_a_damaged_file_is_said_and_the_others_are_read(good, tmp_path: Path):
     assert "step_000001.parquet: must be whole Parquet" in cut.left_out[0]
 
 
+def test_steps_whose_rollouts_are_gone_are_said(good, tmp_path: Path):
+    path = good.run("Lockstep rollouts", tmp_path / "run")
+    with RunDirectory(path).metrics_file.open("ab") as file:
+        file.write(b"".join(b'{"step": %d}\n' % step for step in range(3, 20)))
+    run = read(path)
+    assert [o.step for o in run.observations()] == [1, 2]
+    assert run.gaps.texts == ("no rollouts of step 3, 4, 5, 6, 7, 8, 9, 10 and 9 more: they are gone",)
+    assert run.gaps.damaged == 1
+
+
 def test_values_that_no_run_writes_name_the_file(good, tmp_path: Path):
     file = tmp_path / "r.parquet"
     rollouts.write(file, [good.lockstep_record(1)])
