@@ -76,6 +76,8 @@ def differences(
     """
     names = sorted({*old, *new, *equal})
     _refuse_unknown({name: [s for s, side in _sides(old, new) if not _told(side, name)] for name in names})
+    for name in names:
+        plain(name, name)  # a name must be text that a record can hold, as values must
     found = tuple(
         Difference(name, old[name], new[name])
         for name in names

@@ -28,8 +28,8 @@ from lockstep.parity.qualify.trial import Purpose, Record, Trial
 
 Kept = frozenset[str]
 
-COUNTING = 64
-"""Trials that may be spent on counting: enough for 2 members of up to 63 differences, 3 of 10, 4 of 7."""
+COUNTING = 32
+"""Trials that may be spent on counting: enough for 2 members of up to 31 differences, 3 of 7, 4 of 5."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,12 +61,12 @@ class Record:
     known: bool = False
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it; figures that are not finite become null."""
+        """As JSON holds it, figures by `plain_figure`."""
         return {
             "kept": None if self.kept is None else sorted(self.kept),
             "purpose": self.purpose,
             "parity": self.trial.parity,
-            "figures": {name: _finite(value) for name, value in self.trial.figures.items()},
+            "figures": {_unicode(name): plain_figure(value) for name, value in self.trial.figures.items()},
             "known": self.known,
         }
 
@@ -91,5 +91,12 @@ class Record:
         return cls(names, plain["purpose"], Trial(plain["parity"], figures), known=bool(plain["known"]))
 
 
-def _finite(value: Figure) -> Figure:
+def plain_figure(value: Figure) -> Figure:
+    """As JSON holds it: null for what is not finite, "?" for what is no Unicode."""
+    if isinstance(value, str):
+        return _unicode(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unicode(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -63,3 +63,24 @@ def _make(count: int, causes: Iterable[str] | Callable[[Kept], bool | None], **k
 def plant() -> Callable[..., Plant]:
     """`plant(count, causes)`: parity when all of `causes` are put back; or a function of what is put back."""
     return _make
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a|b\\|c",
+    "`x` ``y``",
+    "*b* __c__ ~~d~~ [l](http://e) ![i](f) <!-- ",
+    "two\nlines\r\n| --- |",
+    "]]>&amp;\"'\x00\x1b[31m",
+    "\u202egnp.exe",
+    "{{ 7 * 7 }}{% raw %}",
+    "# head",
+    "https://evil.example www.evil.example",
+    "\ud800",
+)
+
+
+@pytest.fixture(scope="session")
+def hostile() -> tuple[str, ...]:
+    """Texts that would be markup, or break a line, in one format or another."""
+    return HOSTILE

@@ -170,6 +170,9 @@ class TestPlain:
     def test_what_a_record_cannot_hold_is_refused(self, value):
         assert refused({**SHARED, "x": value}, {**SHARED, "x": 1}).startswith("setting (x):")
 
+    def test_names_must_be_text_too(self):
+        assert refused({**SHARED, "\ud800": 1}, {**SHARED, "\ud800": 1}).startswith('setting ("\\ud800"):')
+
     def test_nesting_without_an_end_is_refused(self):
         endless: list = []
         endless.append(endless)

@@ -62,6 +62,10 @@ class TestRecord:
             infinite = isinstance(value, float) and not math.isfinite(value)
             assert again.trial.figures[name] == (None if infinite else value)
 
+    def test_what_json_cannot_hold_is_marked(self):
+        record = Record(None, "new", Trial(None, {"why \ud800": "half \udfff", "mean": math.nan}))
+        assert orjson.loads(orjson.dumps(record.plain()))["figures"] == {"why ?": "half ?", "mean": None}
+
     @pytest.mark.parametrize(
         ("change", "match"),
         [
