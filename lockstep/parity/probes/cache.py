@@ -145,9 +145,8 @@ def _start(sample: Sample, honest: np.ndarray, grain: float) -> int:
 
 def _interrupted(sample: Sample, at: int) -> bool:
     """Whether something happened to the sample at this token that may itself be the cause."""
-    changed = (
-        sample.versions is not None and at < len(sample.versions) and sample.versions[at] != sample.versions[at - 1]
-    )
+    versions = sample.versions
+    changed = versions is not None and 0 < at < len(versions) and versions[at] != versions[at - 1]
     recomputed = sample.path is not None and bool((sample.path[: at + 1] == Path.RECOMPUTE).any())
     return bool(changed or recomputed)
 
