@@ -48,6 +48,12 @@ def bits_of_sampler(story, hypothesis: Hypothesis) -> bool:
 
 
 @stories
+def test_one_function_of_the_engine_is_replaced_while_it_lasts(story) -> None:
+    assert len(story.replaced) == 1
+    assert next(iter(story.replaced)).startswith("lockstep.engine.")
+
+
+@stories
 def test_the_trainer_is_honest(story, same_bits) -> None:
     for sample, series in zip(story.at.samples, story.explained(story.at), strict=True):
         assert same_bits(sample.trainer, series)
@@ -78,7 +84,7 @@ def test_a_prompt_that_is_cut_is_shifted_from_the_cut_on(tell) -> None:
 
 
 def test_who_was_run_again_goes_on_one_too_far(tell) -> None:
-    story = tell("PTH03", max_tokens=14, n=4)
+    story = tell("PTH03")
     again = {s.id: np.flatnonzero(s.path == Path.RECOMPUTE) for s in story.at.samples}
     start = {s.id: len(s.prompt_ids) + int(again[s.id][0]) for s in story.at.samples if len(again[s.id])}
     assert start, "pages ran short"
