@@ -60,7 +60,7 @@ class NativeReference:
         self._head_dtype: Literal["float32", "model"] = head_dtype
         self._max_tokens = max_tokens
         self._forwards: dict[str, Forward] = {}
-        self._last: tuple[tuple[Sample, ...], Hypothesis, _Ran] | None = None
+        self._last: tuple[tuple[Sample, ...], tuple[Hypothesis, tuple[int, ...]], _Ran] | None = None
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -90,15 +90,18 @@ class NativeReference:
         return series
 
     def _run(self, samples: Sequence[Sample], hypothesis: Hypothesis) -> _Ran:
-        """The forward; the last one is kept, so that many readings of the same rows cost only their heads."""
-        rows = replace(hypothesis, reading=Reading())
+        """The forward; the last one is kept, so that many readings of the same rows cost only their heads.
+
+        Not that of weights under a name: a trainer may change its masters between two calls.
+        """
+        rows = replace(hypothesis, reading=Reading()), self.versions
         if self._last is not None and self._last[1] == rows and _same(self._last[0], samples):
             return self._last[2]
         asked = [self._prompted(sample, hypothesis) for sample in samples]
         courses = [course_of(sample, hypothesis, self.versions) for sample in asked]
         held = self._held(courses)
         ran = asked, held, self._states(asked, courses, held, hypothesis)
-        self._last = tuple(samples), rows, ran
+        self._last = None if hypothesis.weights.name else (tuple(samples), rows, ran)
         return ran
 
     def calibration(self, samples: Sequence[Sample]) -> list[np.ndarray]:
