@@ -79,7 +79,7 @@ class TestText:
 
     @given(st.text())
     def test_reads_back_as_the_label(self, value):
-        assert html.unescape(text(value).replace("\\|", "|")) == html.unescape(html.escape(label(value)))
+        assert html.unescape(text(value).replace("\\|", "|")) == label(value)
 
     @given(st.text())
     def test_has_no_sign_that_means_something(self, value):

@@ -53,8 +53,8 @@ class TestVerdict:
 
     def test_of_a_cause_outside_of_the_settings(self):
         assert Qualification(search(lambda _: False)).verdict == (
-            "NEW differs from OLD, also with the 3 settings that differ put back: the cause is outside of the settings, "
-            "e.g. in the code (3 trials)"
+            "NEW differs from OLD, also with the 3 settings that differ put back: the cause is outside of the "
+            "settings, e.g. in the code (3 trials)"
         )
         alone = Qualification(search(lambda _: False, ())).verdict
         assert alone.startswith("NEW differs from OLD: the cause is outside of the settings")
@@ -180,7 +180,9 @@ class TestWords:
         two = [Difference("all settings", 1, 2), Difference("x", 1, 2)]
         assert kept_in_words(frozenset({"all settings"}), two) == '"all settings"'
 
-    @pytest.mark.parametrize(("value", "text"), [(0.0, "0.0"), (1e-12, "1e-12"), (0.12345, "0.123"), (None, "–")])
+    @pytest.mark.parametrize(
+        ("value", "text"), [(0.0, "0.0"), (1e-12, "1e-12"), (0.12345, "0.123"), (None, "\N{EN DASH}")]
+    )
     def test_only_zero_is_called_zero(self, value, text):
         assert nats(value) == text
 
@@ -200,7 +202,7 @@ class TestLadder:
         assert [trial.mean for _, trial in rows] == [0.1, 0.1, 0.1, 0.0, 0.0]
 
     def test_shows_no_trial_twice(self):
-        rows = ladder(Qualification(search(lambda kept: bool(kept), FIXES[:1])))
+        rows = ladder(Qualification(search(bool, FIXES[:1])))
         assert [text for text, _ in rows] == ["NEW as it is", "NEW restored", "OLD against itself"]
 
     def test_shows_the_ends_that_were_run(self):

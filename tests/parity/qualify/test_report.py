@@ -74,7 +74,7 @@ class TestTables:
 
     @pytest.mark.parametrize(
         ("value", "text"),
-        [(None, "–"), (0.123456789, "0.123457"), (3, "3"), (True, "true"), ("a b", "a b"), ("", '""')],
+        [(None, "\N{EN DASH}"), (0.123456789, "0.123457"), (3, "3"), (True, "true"), ("a b", "a b"), ("", '""')],
     )
     def test_figures_are_told_shortly(self, value, text):
         assert figure(value) == text
