@@ -19,7 +19,7 @@ from lockstep.parity.evidence import Evidence
 from lockstep.parity.observation import Sample
 from lockstep.parity.probe import Look
 
-ASKED = {field.name for field in fields(SamplingParams)}
+ASKED = {field.name for field in fields(SamplingParams)} - {field.name for field in fields(Setup)}
 OF_OBSERVATION = {"step", "samples", "engine", "trainer", "expected", "metrics", "requests", "history"}
 
 PER_TOKEN = ("token_ids", "sampler", "trainer", "again", "current", "reference", "versions", "path", "mask")
