@@ -114,7 +114,7 @@ def staleness(look: Look) -> Sequence[Evidence]:
     share = look.explained(Hypothesis(weights=Weights(version=number)), "trainer")
     if share < ENOUGH:
         return ()
-    drawn_at = [s.versions for s in look.samples if s.versions is not None]
+    drawn_at = [s.versions for s in look.samples if s.versions is not None and len(s.versions)]
     lag = float(np.mean([number - versions.astype(np.float64).mean() for versions in drawn_at])) if drawn_at else np.nan
     why = f"honest staleness, not a fault: tokens were drawn {lag:.2g} versions before {number}, which scored them"
     return [Evidence("OBJ03", f"{why}; this explains {share:.1%}", share, figures={"lag": lag, "explained": share})]
