@@ -49,9 +49,13 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _decode(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    cause = None
     try:
         tree = orjson.loads(line)
-    except orjson.JSONDecodeError as cause:
+    except orjson.JSONDecodeError as found:
+        tree, cause = None, found
+    if not isinstance(tree, dict):
         rule, do = "every line is an object of JSON", "Mend the line, or cut the file before it"
-        raise StorageError(message(f"{file} (line {number})", rule, got=cause, expected="JSON", do=do)) from cause
+        got = cause or line.decode()[:40]
+        raise StorageError(message(f"{file} (line {number})", rule, got=got, expected="an object", do=do)) from cause
     return {key: NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in tree.items()}

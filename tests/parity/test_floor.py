@@ -230,6 +230,12 @@ class TestPValues:
     def test_no_difference_at_all_is_no_reason_for_doubt(self):
         assert Floor.of(noise(10)).p_value(np.zeros(12)) == 1.0
 
+    @pytest.mark.parametrize("tail", [None, TAIL])
+    @pytest.mark.parametrize("size", [0.0, 0.01])
+    def test_in_no_tokens_nothing_was_seen(self, tail, size):
+        floor = Floor.of(noise(10, size=size), tail=tail)
+        assert floor.p_value(np.empty(0)) == floor.rank_p_value(np.empty(0, np.float32)) == 1.0
+
     def test_where_nothing_differed_anything_is_remarkable(self):
         floor = Floor.of([np.zeros(5)] * 10)
         assert floor.p_value(np.zeros(5)) == 1.0

@@ -66,3 +66,11 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     file.write_bytes(b'{"step":1}\n{"step"\n{"step":3}\n')
     with pytest.raises(StorageError, match=r"metrics\.jsonl \(line 2\): every line is an object of JSON"):
         read_lines(file)
+
+
+@pytest.mark.parametrize("line", [b"3", b"[1, 2]", b'"text"', b"null", b"true"])
+def test_a_line_that_is_no_object_is_damaged_too(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step":1}\n' + line + b'\n{"step":3}\n')
+    with pytest.raises(StorageError, match=r"metrics\.jsonl \(line 2\): every line is an object of JSON"):
+        read_lines(file)
