@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lockstep.parity.evidence import Evidence, Finding
+from lockstep.parity.fault import Layer
 from lockstep.parity.floor import Floor
 from lockstep.parity.observation import Observation, Sample
 from lockstep.parity.probe import ENOUGH, Look, Probe
-from lockstep.parity.probes import CHEAP, DEEP
+from lockstep.parity.probes import CHEAP, DEEP, LAYER_OF
 from lockstep.parity.sequential import Alarm
 from lockstep.parity.side import CannotAsk, Reference, Subject
 
@@ -95,15 +96,22 @@ def _bits_differ(sample: Sample) -> bool:
 
 
 def _ask(probes: Mapping[str, Probe], look: Look) -> tuple[list[Evidence], dict[str, str]]:
-    """What the probes found, and which could not look."""
+    """What the probes found, and which could not look. A layer that cannot win any more is not looked at."""
     found: list[Evidence] = []
     skipped: dict[str, str] = {}
     for name, probe in probes.items():
+        if name in LAYER_OF and _settled(found, LAYER_OF[name]):
+            break
         try:
             found += probe(look)
         except CannotAsk as cannot:
             skipped[name] = str(cannot)
     return found, skipped
+
+
+def _settled(found: Sequence[Evidence], layer: Layer) -> bool:
+    """Whether an earlier layer explains so much that nothing of this one could be named before it."""
+    return any(e.layer.rank < layer.rank and e.explained > 1.0 - CLOSE for e in found)
 
 
 def _conclude(observation: Observation, found: Sequence[Evidence], moved: bool, skipped: Mapping[str, str]) -> Finding:

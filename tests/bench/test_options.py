@@ -36,6 +36,6 @@ def test_everybody_has_as_many_threads(tmp_path, monkeypatch):
 
 
 def test_ours_runs_in_this_very_environment():
-    found = entrant("lockstep", "lockstep_engine", None, {"threads": 1}, {"A": "b"})
+    found = program("lockstep", "lockstep_engine", None, {"threads": 1}, {"A": "b"})
     assert str(found.python) == sys.executable and found.script.exists()
     assert (found.settings, found.variables) == ({"threads": 1}, {"A": "b"})

@@ -62,13 +62,13 @@ def copies(look: Look) -> Sequence[Evidence]:
     first: dict[tuple[bytes, bytes], Sample] = {}
     pairs, chance, requests = 0, 0.0, len({s.group for s in look.observation.samples})
     for sample in look.observation.samples:
-        if sample.sampler is None or (sample.params is not None and sample.params.greedy):
-            continue
+        if sample.sampler is None or sample.params is None or sample.params.greedy or _unlikely(sample.sampler):
+            continue  # who knows how they were drawn, and how probable they are?
         key = sample.prompt_ids.tobytes(), sample.token_ids.tobytes()
         other = first.setdefault(key, sample)
         if other.group != sample.group:
             pairs += 1
-            chance += float(np.nan_to_num(sample.sampler, neginf=0.0).sum(dtype=np.float64))
+            chance += float(sample.sampler.sum(dtype=np.float64))
     tries = math.log(max(len(look.observation.samples) ** 2 * requests, 1))
     if not pairs or chance + tries > math.log(COINCIDENCE):
         return ()
@@ -144,6 +144,11 @@ _EDITS: Mapping[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
     "with its last token twice": lambda ids: (*ids, ids[-1]),
 }
 """A second start token, none, no generation prompt or a doubled one."""
+
+
+def _unlikely(logprobs: np.ndarray) -> bool:
+    """Whether a value is no logprob of a token that was drawn: not finite, or a floor."""
+    return not bool((np.isfinite(logprobs) & (logprobs > -IMPOSSIBLE)).all())
 
 
 def _recount(sample: Sample) -> tuple[str, str] | None:

@@ -36,7 +36,7 @@ FILLED = 4
 PLAINLY = 0.05
 """Nats beyond which the other side differs at a filled-in value, whatever the noise."""
 
-WHOLE = 0.99
+WHOLE = 0.97
 """Explained this far, there is nothing left to look for."""
 
 

@@ -1,0 +1,130 @@
+"""One audit of two sides that are alive: draw with one, score with the other, through real weight updates.
+
+In: an engine, a scorer, a publisher, a workload. Out: a `Finding` a step; the floor that it is judged by.
+
+    floor requests -> engine -> tokens, scored twice by honest computations -> Floor
+    step 1: requests -> engine -> samples -> scorer -> Observation -> Auditor
+    step n: a training step on the samples -> new weights -> both sides -> as step 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from lockstep.adapters.engines.publisher import Publisher
+from lockstep.adapters.engines.workload import Workload
+from lockstep.errors import InputError, message
+from lockstep.parity.auditor import Auditor
+from lockstep.parity.evidence import Finding
+from lockstep.parity.floor import SCALE, Floor
+from lockstep.parity.observation import Observation, Sample, Statement
+from lockstep.parity.side import Subject
+from lockstep.pipeline.reference import NativeReference
+
+Announce = Callable[[str], None]
+
+ULP_RATIO = 2.0**-16
+"""How much finer float32 rounds than bfloat16: 24 bits of significand for 8."""
+
+FINEST = 2e-6
+"""Nats below which a float32 logprob of a usual size (to 16 nats) cannot tell: two of its own last bits."""
+
+
+class Scorer(Protocol):
+    """The side that only scores."""
+
+    def state(self) -> Statement: ...
+
+    def score(self, samples: Sequence[Sample]) -> list[np.ndarray]: ...
+
+    def update(self, version: int) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Audit:
+    """Two sides under one workload. `scale`: how many times the measured noise an honest pair may have."""
+
+    engine: Subject
+    scorer: Scorer
+    publisher: Publisher
+    workload: Workload
+    announce: Announce = lambda _: None
+    scale: float = SCALE
+    floor: Floor | None = None
+    observations: list[Observation] = field(default_factory=list)
+
+    def run(self) -> Iterator[Finding]:
+        """A finding a step, until one is not parity. Raises `LockstepError` if a side fails."""
+        if "sample" not in self.engine.can:
+            raise InputError(
+                message("audit (first side)", "it draws the tokens", got="an engine that only scores",
+                        expected="one that draws", do="Put the engine first and the scorer second")
+            )  # fmt: skip
+        reference = self._reference()
+        self.announce("noise floor: drawing")
+        self.floor = self._measured(reference)
+        auditor = Auditor(reference, self.engine, self.floor)
+        for step in range(1, self.workload.steps + 1):
+            if step > 1:
+                self.announce(f"step {step}: new weights")
+                self._advance()
+            self.announce(f"step {step}: drawing and scoring")
+            seen = self._observe(step)
+            self.observations.append(seen)
+            self.announce(f"step {step}: comparing")
+            finding = auditor.look(seen)
+            yield finding
+            if finding.status != "parity":
+                return
+
+    def _observe(self, step: int) -> Observation:
+        requests = self.workload.requests(self.publisher.model.tokenizer, step)
+        drawn = self.engine.sample(requests)
+        whole = [s for s in drawn if len(s.token_ids)]
+        series = dict(zip((s.id for s in whole), self.scorer.score(whole), strict=True))
+        samples = [replace(s, trainer=series.get(s.id)) for s in drawn]
+        return Observation(
+            step=step,
+            samples=samples,
+            engine=self.engine.state(),
+            trainer=self.scorer.state(),
+            expected=self.publisher.statement(),
+            requests=requests,
+        )
+
+    def _advance(self) -> None:
+        number = self.publisher.learn(self.observations[-1].samples)
+        self.engine.update(number)
+        self.scorer.update(number)
+
+    def _reference(self) -> NativeReference:
+        """In the scorer's dtype: what the scorer should say."""
+        dtype: Any = "float32" if self._dtype(self.scorer) == "float32" else "bfloat16"
+        return NativeReference(self.publisher.model.arch, self.publisher.held(dtype), None, dtype)
+
+    def _measured(self, reference: NativeReference) -> Floor:
+        """What rounding does to this model on tokens that the engine draws; finer if both sides round finer."""
+        tokenizer = self.publisher.model.tokenizer
+        drawn = [
+            replace(s, support=None, spans=(), versions=None)
+            for batch in range(self.workload.floor)
+            for s in self.engine.sample(self.workload.requests(tokenizer, -1 - batch))
+            if len(s.token_ids)
+        ]
+        plain = [replace(s, params=replace(s.params, **_UNCUT)) for s in drawn if s.params is not None]
+        differences = reference.calibration(plain)
+        if {self._dtype(self.engine), self._dtype(self.scorer)} == {"float32"}:
+            rng = np.random.default_rng(self.workload.seed)
+            differences = [d * ULP_RATIO + rng.uniform(-FINEST, FINEST, len(d)) for d in differences]
+        return Floor.of(differences, self.scale)
+
+    @staticmethod
+    def _dtype(side: Subject | Scorer) -> object:
+        return side.state().settings.get("dtype")
+
+
+_UNCUT: Mapping[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
