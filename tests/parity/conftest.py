@@ -48,23 +48,42 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     return Networks(tmp_path_factory.mktemp("networks"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def clean(networks: Networks) -> Iterator[Look]:
     """A run in which nothing is wrong, after its first update."""
     with second_step(networks, {}, lambda _: None) as look:
         yield look
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def clean_in_flight(networks: Networks) -> Iterator[Look]:
     """The same, where the update came while tokens were drawn."""
     with second_step(networks, {"in_flight": True}, lambda _: None) as look:
         yield look
 
 
+@pytest.fixture(scope="session")
+def recorded(networks: Networks) -> Callable[..., Look]:
+    """The first step on which a fault acts, as it was recorded: `recorded("WGT01")`; fields of the setup as given.
+
+    Nobody is alive any more, so it has no subject, and tests share it.
+    """
+    kept: dict[str, Look] = {}
+
+    def look(code: str, **chosen: Any) -> Look:
+        name = f"{code} {sorted(chosen.items())}"
+        if name not in kept:
+            injection = INJECTIONS[code]
+            with second_step(networks, {**injection.setup, **chosen}, injection.install) as found:
+                kept[name] = replace(found, subject=None)
+        return kept[name]
+
+    return look
+
+
 @pytest.fixture
 def broken(networks: Networks) -> Iterator[Callable[..., Look]]:
-    """The first step on which a fault of the catalogue acts: `broken("WGT01")`; fields of the setup as given."""
+    """The same with the engine alive, and as broken as it was, until the test ends."""
     with ExitStack() as opened:
 
         def look(code: str, **chosen: Any) -> Look:

@@ -261,8 +261,8 @@ class TestARealRun:
         finding = Auditor(look.reference, look.subject).look(like(look, samples=samples).observation)
         assert (finding.code, finding.skipped.keys() & {"versions", "identity update"}) == ("WGT08", set())
 
-    def test_without_reference_and_subject_it_says_what_it_could_not_ask(self, broken: Callable[..., Look]):
-        finding = Auditor().look(broken("WGT08").observation)
+    def test_without_reference_and_subject_it_says_what_it_could_not_ask(self, recorded: Callable[..., Look]):
+        finding = Auditor().look(recorded("WGT08").observation)
         assert finding.status == "undetermined"
         assert {"versions", "identity update", "company and order", "roundings"} <= finding.skipped.keys()
         assert "reference" in finding.skipped["versions"]

@@ -115,8 +115,8 @@ class TestPlain:
         assert json.loads(json.dumps(plain(finding))) == plain(finding)
 
     @pytest.mark.parametrize("code", ["WGT02", "NUM06", "OBJ02"])
-    def test_what_real_probes_found_survives_it_too(self, code: str, broken: Callable[..., Look]):
-        look = broken(code, exact=True, prompts=2, prefix=18, tail=4)
+    def test_what_real_probes_found_survives_it_too(self, code: str, recorded: Callable[..., Look]):
+        look = recorded(code, exact=True, prompts=2, prefix=18, tail=4)
         auditor = Auditor(look.reference)
         for seen in look.before:
             auditor.look(seen)

@@ -35,36 +35,36 @@ class Kept:
 
 
 class TestPrefixes:
-    def test_keys_of_an_older_version_under_a_cached_prefix(self, broken: Any):
-        look = broken("CAC01")
+    def test_keys_of_an_older_version_under_a_cached_prefix(self, recorded: Any):
+        look = recorded("CAC01")
         (found,) = cache.prefixes(look)
         assert (found.code, found.figures["version"]) == ("CAC01", 0)
         assert found.figures["cached"] == sum(bool(s.num_cached) for s in look.samples) > 0
         assert found.explained > 0.99
 
-    def test_a_reset_that_was_acknowledged_makes_it_a_refused_one(self, broken: Any):
-        (found,) = cache.prefixes(broken("CAC03"))
+    def test_a_reset_that_was_acknowledged_makes_it_a_refused_one(self, recorded: Any):
+        (found,) = cache.prefixes(recorded("CAC03"))
         assert found.code == "CAC03"
         assert found.why.endswith("although the engine says of a reset: at every update, acknowledged")
 
     @pytest.mark.parametrize(("reset", "code"), [(None, "CAC01"), (False, "CAC01"), (True, "CAC03"), ("ok", "CAC03")])
-    def test_only_an_engine_that_claims_a_reset_has_refused_it(self, broken: Any, like: Any, reset, code):
-        look = broken("CAC01")
+    def test_only_an_engine_that_claims_a_reset_has_refused_it(self, recorded: Any, like: Any, reset, code):
+        look = recorded("CAC01")
         told = replace(look.observation.engine, settings={"prefix_cache_reset": reset})
         assert [e.code for e in cache.prefixes(like(look, engine=told))] == [code]
 
     @pytest.mark.parametrize("count", [0, None])
-    def test_who_found_nothing_in_the_cache_read_nothing_from_it(self, broken: Any, like: Any, count):
-        look = broken("CAC01")
+    def test_who_found_nothing_in_the_cache_read_nothing_from_it(self, recorded: Any, like: Any, count):
+        look = recorded("CAC01")
         samples = [replace(s, num_cached=count) for s in look.samples]
         assert cache.prefixes(like(look, samples=samples)) == ()
 
-    def test_older_weights_are_not_older_keys(self, broken: Any):
-        assert cache.prefixes(broken("WGT04")) == []
+    def test_older_weights_are_not_older_keys(self, recorded: Any):
+        assert cache.prefixes(recorded("WGT04")) == []
 
-    def test_the_newest_version_must_be_known(self, broken: Any, like: Any):
+    def test_the_newest_version_must_be_known(self, recorded: Any, like: Any):
         with pytest.raises(CannotAsk, match="newest version is not known"):
-            cache.prefixes(like(broken("CAC01"), expected=Statement("publisher")))
+            cache.prefixes(like(recorded("CAC01"), expected=Statement("publisher")))
 
     def test_the_newest_versions_and_the_very_first_are_tried(self, clean: Look, like: Any):
         class Many:
@@ -75,8 +75,8 @@ class TestPrefixes:
 
 
 class TestMixed:
-    def test_who_was_in_flight_goes_on_over_old_keys(self, broken: Any):
-        (found,) = cache.mixed(broken("CAC02"))
+    def test_who_was_in_flight_goes_on_over_old_keys(self, recorded: Any):
+        (found,) = cache.mixed(recorded("CAC02"))
         assert found.code == "CAC02"
         assert found.explained > 0.99
 
@@ -85,33 +85,33 @@ class TestMixed:
         assert cache.mixed(clean_in_flight) == ()
 
     @pytest.mark.parametrize("versions", [None, np.array([0, 1], np.int32)])
-    def test_without_a_version_for_each_token_nobody_knows_where(self, broken: Any, like: Any, versions):
-        look = broken("CAC02")
+    def test_without_a_version_for_each_token_nobody_knows_where(self, recorded: Any, like: Any, versions):
+        look = recorded("CAC02")
         samples = [replace(s, versions=versions) for s in look.samples]
         assert cache.mixed(like(look, samples=samples)) == ()
 
-    def test_it_needs_a_reference(self, broken: Any, like: Any):
+    def test_it_needs_a_reference(self, recorded: Any, like: Any):
         with pytest.raises(CannotAsk, match="reference"):
-            cache.mixed(like(broken("CAC02"), reference=None))
+            cache.mixed(like(recorded("CAC02"), reference=None))
 
 
 class TestStrangers:
-    def test_the_keys_of_another_prompt(self, broken: Any):
-        (found,) = cache.strangers(broken("CAC04"))
+    def test_the_keys_of_another_prompt(self, recorded: Any):
+        (found,) = cache.strangers(recorded("CAC04"))
         assert found.code == "CAC04"
         assert found.explained > 0.9
         assert found.figures["samples"] > 0
 
-    def test_prompts_of_earlier_steps_count_as_others(self, broken: Any, like: Any):
+    def test_prompts_of_earlier_steps_count_as_others(self, recorded: Any, like: Any):
         """Pages outlive the step that wrote them."""
-        look = broken("CAC04")
+        look = recorded("CAC04")
         donors = [replace(s, id=f"{s.id}/before") for seen in (look.observation, *look.before) for s in seen.samples]
         wrong = [s for s, far in zip(look.samples, look.distance("sampler"), strict=True) if far > 0]
         earlier = replace(look.before[0], samples=donors)
         assert [e.code for e in cache.strangers(like(look, samples=wrong, before=[earlier]))] == ["CAC04"]
 
-    def test_older_keys_of_the_same_prompt_are_not_anothers(self, broken: Any):
-        assert list(cache.strangers(broken("CAC01"))) == []
+    def test_older_keys_of_the_same_prompt_are_not_anothers(self, recorded: Any):
+        assert list(cache.strangers(recorded("CAC01"))) == []
 
     def test_a_prompt_that_is_too_short_or_begins_alike_is_no_candidate(self, clean: Look):
         sample = replace(clean.samples[0], num_cached=3, prompt_ids=np.array([1, 2, 3, 4], np.int32))
@@ -126,8 +126,8 @@ class TestGarbage:
         assert found.code == "CAC05"
         assert "drawn again one by one" in found.why
 
-    def test_what_is_still_wrong_alone_was_not_written_over(self, broken: Any, like: Any):
-        look = broken("CAC05")
+    def test_what_is_still_wrong_alone_was_not_written_over(self, recorded: Any, like: Any):
+        look = recorded("CAC05")
         same: dict[str, list[Any]] = {}
         for sample in look.samples:
             same.setdefault(sample.id.rpartition("/")[0], []).append(sample)
@@ -141,14 +141,16 @@ class TestGarbage:
         assert (look.distance("sampler") > 0).all()
         assert cache.garbage(look) == ()
 
-    def test_where_something_happened_to_the_sample_that_may_be_the_cause(self, broken: Any, like: Any):
-        look = broken("CAC05")
+    def test_where_something_happened_to_the_sample_that_may_be_the_cause(self, recorded: Any, like: Any):
+        look = recorded("CAC05")
         paths = [np.full(len(s.token_ids), Path.RECOMPUTE, np.uint8) for s in look.samples]
         samples = [replace(s, path=path) for s, path in zip(look.samples, paths, strict=True)]
-        assert cache.garbage(like(look, samples=samples)) == ()
+        assert cache.garbage(like(look, samples=samples, subject=Kept({}))) == ()
 
-    def test_requests_that_are_not_known_cannot_be_drawn_again(self, broken: Any, like: Any):
-        assert cache.garbage(like(broken("CAC05"), requests=())) == ()
+    def test_requests_that_are_not_known_cannot_be_drawn_again(self, recorded: Any, like: Any):
+        subject = Kept({})
+        assert cache.garbage(like(recorded("CAC05"), requests=(), subject=subject)) == ()
+        assert subject.asked == []
 
     @pytest.mark.parametrize("lost", ["sample", "seeded"])
     def test_it_needs_an_engine_that_draws_the_same_again(self, clean: Look, like: Any, without: Any, lost):

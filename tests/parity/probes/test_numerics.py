@@ -53,14 +53,14 @@ class TestRoundings:
             ("NUM05", 1, "weights are int8"),
         ],
     )
-    def test_the_part_that_is_narrower_is_named(self, broken: Any, code, seed, what):
-        found = max(numerics.roundings(broken(code, seed=seed)), key=lambda e: e.explained)
+    def test_the_part_that_is_narrower_is_named(self, recorded: Any, code, seed, what):
+        found = max(numerics.roundings(recorded(code, seed=seed)), key=lambda e: e.explained)
         assert found.code == code
         assert what in found.why
         assert found.explained > 0.95
 
-    def test_an_engine_that_calls_its_head_wide_is_wrong_about_it(self, broken: Any):
-        (found,) = numerics.roundings(broken("NUM02"))
+    def test_an_engine_that_calls_its_head_wide_is_wrong_about_it(self, recorded: Any):
+        (found,) = numerics.roundings(recorded("NUM02"))
         assert found.code == "NUM02"
         assert found.why.endswith("although it says float32")
 
@@ -73,22 +73,22 @@ class TestRoundings:
             *(({"head_dtype": wide}, "NUM02") for wide in numerics.WIDE),
         ],
     )
-    def test_what_the_engine_says_of_its_head_decides(self, broken: Any, like: Any, said, code):
-        look = broken("NUM01")
+    def test_what_the_engine_says_of_its_head_decides(self, recorded: Any, like: Any, said, code):
+        look = recorded("NUM01")
         told = like(look, engine=replace(look.observation.engine, settings=said))
         assert [e.code for e in numerics.roundings(told)] == [code]
 
-    def test_older_weights_are_no_rounding(self, broken: Any):
-        assert numerics.roundings(broken("WGT08")) == []
+    def test_older_weights_are_no_rounding(self, recorded: Any):
+        assert numerics.roundings(recorded("WGT08")) == []
 
-    def test_what_the_reference_lacks_does_not_hide_what_it_has(self, broken: Any, like: Any):
-        look = broken("NUM03")
+    def test_what_the_reference_lacks_does_not_hide_what_it_has(self, recorded: Any, like: Any):
+        look = recorded("NUM03")
         lacking = Lacking(look.reference, "norm", "kv")
         assert [e.code for e in numerics.roundings(like(look, reference=lacking))] == ["NUM03"]
         assert lacking.asked == 1 + len(numerics.ROUNDINGS)
 
-    def test_if_nothing_is_found_what_was_lacking_is_told(self, broken: Any, like: Any):
-        look = broken("NUM03")
+    def test_if_nothing_is_found_what_was_lacking_is_told(self, recorded: Any, like: Any):
+        look = recorded("NUM03")
         with pytest.raises(CannotAsk, match="cannot round its rope"):
             numerics.roundings(like(look, reference=Lacking(look.reference, "rope")))
 
@@ -129,8 +129,8 @@ class TestItself:
             with pytest.raises(CannotAsk, match="only one pass was recorded"):
                 numerics.itself(Look(Observation(1, samples)))
 
-    def test_in_a_real_run(self, broken: Any, clean: Look):
-        assert [e.code for e in numerics.itself(broken("NUM06"))] == ["NUM06"]
+    def test_in_a_real_run(self, recorded: Any, clean: Look):
+        assert [e.code for e in numerics.itself(recorded("NUM06"))] == ["NUM06"]
         with pytest.raises(CannotAsk):
             numerics.itself(clean)
 

@@ -11,11 +11,12 @@ import pytest
 
 from lockstep.core import Path, Request, SamplingParams
 from lockstep.parity.hypothesis import Hypothesis, Layout
-from lockstep.parity.observation import Sample
+from lockstep.parity.observation import Sample, Statement
 from lockstep.parity.probe import Look
 from lockstep.parity.probes import path
 from lockstep.parity.side import CannotAsk
 
+BY_SIXTEEN = Statement("engine", {"max_num_batched_tokens": 16})
 LIVE = (path.decoding, path.company)
 
 
@@ -69,15 +70,15 @@ class TestDecoding:
 
 
 class TestOffsets:
-    def test_a_chunk_that_stands_one_too_far(self, broken: Any, codes: Any):
-        found = path.offsets(broken("PTH02", prefix=20, max_tokens_per_step=16))
+    def test_a_chunk_that_stands_one_too_far(self, recorded: Any, like: Any, codes: Any):
+        found = path.offsets(like(recorded("PTH02", max_tokens_per_step=16), engine=BY_SIXTEEN))
         assert codes(found)[0] == "PTH02"
         assert "+1 position" in max(found, key=lambda e: e.explained).why
 
-    def test_a_resumption_that_stands_one_too_far(self, broken: Any, codes: Any):
-        look = broken("PTH03", prefix=30, max_tokens=10)
+    def test_a_resumption_that_stands_one_too_far(self, recorded: Any, like: Any, codes: Any):
+        look = recorded("PTH03")
         assert any((s.path == Path.RECOMPUTE).any() for s in look.samples)
-        assert codes(path.offsets(look))[0] == "PTH03"
+        assert codes(path.offsets(like(look, engine=BY_SIXTEEN)))[0] == "PTH03"
 
     @pytest.mark.parametrize("shift", path.SHIFTS)
     def test_boundaries_are_found_per_sample(self, clean: Look, like: Any, shift):
@@ -90,10 +91,10 @@ class TestOffsets:
         assert f"{shift:+d} position" in found.why
         assert found.explained > 0.99
 
-    def test_where_nobody_says_that_a_sample_was_resumed_none_was(self, broken: Any, like: Any, codes: Any):
-        look = broken("PTH03", prefix=30, max_tokens=10)
+    def test_where_nobody_says_that_a_sample_was_resumed_none_was(self, recorded: Any, like: Any, codes: Any):
+        look = recorded("PTH03")
         samples = [replace(s, path=None) for s in look.samples]
-        assert "PTH03" not in codes(path.offsets(like(look, samples=samples)))
+        assert "PTH03" not in codes(path.offsets(like(look, samples=samples, engine=BY_SIXTEEN)))
 
     def test_chunks_are_looked_for_where_a_step_may_end(self, clean: Look, like: Any):
         def tried(**settings: object) -> list[set[int]]:
@@ -115,16 +116,16 @@ class TestOffsets:
 
 
 class TestLate:
-    def test_penalties_that_do_not_know_the_newest_token(self, broken: Any):
-        (found,) = path.late(broken("PTH06"))
+    def test_penalties_that_do_not_know_the_newest_token(self, recorded: Any):
+        (found,) = path.late(recorded("PTH06"))
         assert found.code == "PTH06"
         assert found.explained > 0.99
 
-    def test_without_penalties_there_are_none_to_be_late(self, broken: Any, like: Any):
-        look = broken("PTH06")
+    def test_without_penalties_there_are_none_to_be_late(self, recorded: Any, like: Any):
+        look = recorded("PTH06")
         samples = [replace(s, params=SamplingParams()) for s in look.samples]
         assert path.late(like(look, samples=samples)) == ()
-        assert path.late(broken("WGT08")) == ()
+        assert path.late(recorded("WGT08")) == ()
 
 
 class TestCompany:
@@ -146,14 +147,14 @@ class TestCompany:
             (lambda batch, at, call: 0.0, None),
         ],
     )
-    def test_order_company_and_noise_are_told_apart(self, broken: Any, like: Any, moves, code):
+    def test_order_company_and_noise_are_told_apart(self, recorded: Any, like: Any, moves, code):
         subject = Moody(moves)
-        found = path.company(like(broken("WGT08"), subject=subject))
+        found = path.company(like(recorded("WGT08"), subject=subject))
         assert [e.code for e in found] == ([code] if code else [])
         assert subject.calls == 3 + path.FEW
 
-    def test_a_pair_with_noise_may_depend_on_it_a_little(self, broken: Any, like: Any):
-        look = broken("WGT08")
+    def test_a_pair_with_noise_may_depend_on_it_a_little(self, recorded: Any, like: Any):
+        look = recorded("WGT08")
         per_token = look.distance("sampler").sum() / sum(len(s.token_ids) for s in look.samples)
         little = Moody(lambda batch, at, call: 0.5 * path.USUAL * per_token * (len(batch) == 1))
         assert [e.code for e in path.company(like(look, subject=little))] == ["PTH04"]
@@ -166,9 +167,9 @@ class TestCompany:
             assert {len(r.prompt_ids) for r in short} == {path.SHORT}
             assert all(r.params.n == 1 and r.params.ignore_eos for r in short)
 
-    def test_it_needs_the_requests(self, broken: Any, like: Any):
+    def test_it_needs_the_requests(self, recorded: Any, like: Any):
         with pytest.raises(CannotAsk, match="requests of the step are not known"):
-            path.company(like(broken("WGT08"), requests=()))
+            path.company(like(recorded("WGT08"), requests=(), subject=Moody(lambda batch, at, call: 0.0)))
 
     @pytest.mark.parametrize("lost", ["sample", "seeded"])
     def test_it_needs_an_engine_that_draws_the_same_again(self, clean: Look, like: Any, without: Any, lost):

@@ -95,8 +95,8 @@ class TestVersions:
             ({"number": 1, "digest": "expected", "tensors": "trainer"}, "WGT10"),
         ],
     )
-    def test_what_the_engine_says_tells_lost_updates_apart(self, broken: Any, like: Any, engine, code):
-        look = broken("WGT08")
+    def test_what_the_engine_says_tells_lost_updates_apart(self, recorded: Any, like: Any, engine, code):
+        look = recorded("WGT08")
         seen = look.observation
         digest = seen.expected.digest if engine["digest"] == "expected" else engine["digest"]
         tensors = seen.trainer.tensors if engine["tensors"] == "trainer" else engine["tensors"]
@@ -106,46 +106,46 @@ class TestVersions:
         assert found.explained > 0.999
 
     @pytest.mark.parametrize("code", ["WGT01", "WGT05", "WGT08", "WGT10"])
-    def test_each_of_them_in_a_real_run(self, broken: Any, code):
-        assert [e.code for e in weights.versions(broken(code))] == [code]
+    def test_each_of_them_in_a_real_run(self, recorded: Any, code):
+        assert [e.code for e in weights.versions(recorded(code))] == [code]
 
-    def test_a_stale_head_is_no_stale_version(self, broken: Any):
-        (found,) = weights.versions(broken("WGT04"))
+    def test_a_stale_head_is_no_stale_version(self, recorded: Any):
+        (found,) = weights.versions(recorded("WGT04"))
         assert (found.code, found.figures["version"]) == ("WGT04", 0)
 
-    def test_a_stale_layer_is_named_by_its_tensors(self, broken: Any):
-        found = [e for e in weights.versions(broken("WGT02")) if e.code == "WGT02"]
+    def test_a_stale_layer_is_named_by_its_tensors(self, recorded: Any):
+        found = [e for e in weights.versions(recorded("WGT02")) if e.code == "WGT02"]
         assert found
         stale = found[0].figures["tensors"]
         assert stale
         assert {name.split(".")[1] for name in stale if name.startswith("layers.")} == {"1"}
 
-    def test_the_newest_version_is_not_tried(self, broken: Any, like: Any):
-        look = broken("WGT08")
+    def test_the_newest_version_is_not_tried(self, recorded: Any, like: Any):
+        look = recorded("WGT08")
         with pytest.raises(CannotAsk, match="newest version is not known"):
             weights.versions(like(look, expected=Statement("publisher")))
         assert weights.versions(like(look, expected=replace(look.observation.expected, number=0))) == []
 
 
 class TestTorn:
-    def test_a_forward_in_two_versions_is_seen_where_it_happened(self, broken: Any):
-        (found,) = weights.torn(broken("WGT03"))
+    def test_a_forward_in_two_versions_is_seen_where_it_happened(self, recorded: Any):
+        (found,) = weights.torn(recorded("WGT03"))
         assert found.code == "WGT03"
         assert found.explained > 0.8
         assert found.figures["from"] == "layer 1"
 
-    def test_without_an_update_in_the_middle_there_is_none(self, broken: Any):
-        assert weights.torn(broken("WGT08")) == ()
+    def test_without_an_update_in_the_middle_there_is_none(self, recorded: Any):
+        assert weights.torn(recorded("WGT08")) == ()
 
     @pytest.mark.parametrize("versions", [None, np.array([0, 1], np.int32)])
-    def test_tokens_without_their_versions_say_nothing(self, broken: Any, like: Any, versions):
-        look = broken("WGT03")
+    def test_tokens_without_their_versions_say_nothing(self, recorded: Any, like: Any, versions):
+        look = recorded("WGT03")
         samples = [replace(s, versions=versions, spans=()) for s in look.samples]
         assert weights.torn(like(look, samples=samples)) == ()
 
     @pytest.mark.parametrize("nothing", [None, np.empty(0, np.int32)])
-    def test_a_sample_that_says_no_version_does_not_stop_the_others(self, broken: Any, like: Any, nothing):
-        look = broken("WGT03")
+    def test_a_sample_that_says_no_version_does_not_stop_the_others(self, recorded: Any, like: Any, nothing):
+        look = recorded("WGT03")
         silent = replace(look.samples[0], versions=nothing, spans=())
         (series,) = look.reference.score([silent], weights.Hypothesis())
         samples = [*look.samples[1:], replace(silent, sampler=series)]
@@ -183,8 +183,8 @@ class TestIdentity:
 
 
 class TestScale:
-    def test_the_factor_is_found(self, broken: Any):
-        (found,) = weights.scale(broken("WGT09"))
+    def test_the_factor_is_found(self, recorded: Any):
+        (found,) = weights.scale(recorded("WGT09"))
         assert found.code == "WGT09"
         assert f"times {found.figures['factor']:.4f}" in found.why
 
@@ -195,19 +195,19 @@ class TestScale:
         (found,) = weights.scale(like(clean, samples=samples))
         assert found.figures["factor"] == pytest.approx(factor, abs=2e-3)
 
-    def test_other_weights_are_no_factor(self, broken: Any):
-        assert weights.scale(broken("WGT08")) == ()
+    def test_other_weights_are_no_factor(self, recorded: Any):
+        assert weights.scale(recorded("WGT08")) == ()
 
 
 class TestMasters:
-    def test_a_trainer_that_scores_with_its_masters(self, broken: Any):
-        (found,) = weights.masters(broken("WGT07"))
+    def test_a_trainer_that_scores_with_its_masters(self, recorded: Any):
+        (found,) = weights.masters(recorded("WGT07"))
         assert found.code == "WGT07"
         assert found.explained > 0.999
 
-    def test_a_trainer_that_scores_with_its_published_weights_is_only_newer(self, broken: Any, like: Any):
+    def test_a_trainer_that_scores_with_its_published_weights_is_only_newer(self, recorded: Any, like: Any):
         """Masters explain that about as well; published weights do better, so nobody is blamed."""
-        look = broken("WGT07", in_flight=True)
+        look = recorded("WGT07", in_flight=True)
         honest = look.score()
         assert look.reference is not None
         now = look.reference.score([replace(s, versions=None, spans=()) for s in look.samples], weights.Hypothesis())
