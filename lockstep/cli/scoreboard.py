@@ -44,6 +44,7 @@ def score(
     from lockstep.harness.scores import Scores
     from lockstep.trace.durable import replace_file
 
+    _require_runs(seeds, clean)
     scores = Scores(_cases(_known(code), seeds, clean, silent=json))
     if output is not None:
         replace_file(output, scores.markdown().encode())
@@ -55,6 +56,14 @@ def score(
         print(scores.markdown())
         print(f"{len(scores.cases)} runs, {scores.false_alarms} false alarms, {verdict}{where}")
     return 1 if scores.missed else 0
+
+
+def _require_runs(seeds: int, clean: int) -> None:
+    """Raise `InputError` for negative counts, and for no run at all, which would miss no bar."""
+    if min(seeds, clean) < 0 or seeds + clean == 0:
+        expected, do = "0 or more of each, and at least one", "Leave them out for the defaults"
+        got = f"--seeds {seeds} --clean {clean}"
+        raise InputError(message("runs (--seeds, --clean)", "there must be a run", got=got, expected=expected, do=do))
 
 
 def _known(codes: Sequence[str]) -> list[str]:
