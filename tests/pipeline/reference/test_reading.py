@@ -139,8 +139,8 @@ def test_masked_keeps_bias_and_bad_words_and_nothing_else(seed: int, params: Sam
 
 @given(seeds, temperatures, st.sampled_from([0.5, 1.4]), st.sampled_from(["processed", "raw"]))
 def test_a_scale_multiplies_the_logits_before_the_temperature(seed, temperature, scale, mode) -> None:
-    case = Case(seed, SamplingParams(temperature=temperature))
-    acting = case.sample.params if mode == "processed" else SamplingParams()
+    params = SamplingParams(temperature=temperature)
+    case, acting = Case(seed, params), params if mode == "processed" else SamplingParams()
     assert close(case.read(Reading(mode, scale=scale)), case.expected(acting, scale=scale))
 
 
