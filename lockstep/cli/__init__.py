@@ -1,4 +1,4 @@
-"""The command line: `lockstep train | sample | models | prove | replay | faults | doctor`.
+"""The command line: `lockstep train | sample | models | prove | parity | replay | faults | doctor`.
 
 In: arguments. Out: text for people on the terminal, results on stdout, an exit code: 0 pass, 1 a gate refused, 2 usage
 or input, 130 interrupted. Commands are imported when they are called, so that `--help` imports no torch.
@@ -25,6 +25,7 @@ app.command("lockstep.cli.train:train", name="train", help="Run reinforcement le
 app.command("lockstep.cli.sample:sample", name="sample", help="Stream a completion of a prompt.")
 app.command("lockstep.cli.models:models", name="models", help="List, pull and locate models.")
 app.command("lockstep.cli.prove:prove", name="prove", help="Compare engine and trainer, by thousands of schedules.")
+app.command("lockstep.cli.parity:parity", name="parity", help="Compare two engines, and name what makes them differ.")
 app.command("lockstep.cli.replay:replay", name="replay", help="Execute steps of a run again, and compare every bit.")
 app.command("lockstep.cli.faults:faults", name="faults", help="List the faults that have a name, and show one.")
 app.command("lockstep.cli.doctor:doctor", name="doctor", help="Look at this machine, or at a run, ours or another's.")

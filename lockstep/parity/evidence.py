@@ -1,6 +1,6 @@
 """What a probe found, and what an audit concludes.
 
-In: nothing of ours but the layer. Out: `Evidence`, `Finding`.
+In: nothing of ours but the layer and the hypothesis. Out: `Evidence`, `Finding`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lockstep.parity.fault import Layer
+from lockstep.parity.hypothesis import Hypothesis
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Evidence:
 
     `certain`: the evidence is a contradiction in what was recorded, not a matter of size (a digest that is not the
     label's, a series one token short): it counts without any mismatch. `why` is a sentence with the figures seen.
+    `hypothesis`: what the reference was asked to assume of `who`, if the evidence is of that kind.
     """
 
     code: str
@@ -25,6 +27,8 @@ class Evidence:
     explained: float = 1.0
     certain: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
+    hypothesis: Hypothesis | None = field(default=None, compare=False, repr=False)
+    who: str = field(default="sampler", compare=False, repr=False)
 
     @property
     def layer(self) -> Layer:

@@ -97,9 +97,8 @@ class Look:
             return None
         total, count = float(self.distance(who).sum()), sum(len(sample.token_ids) for sample in self.samples)
         said = f"{why}: this explains {share:.1%} of {total / count:.3g} nats a token"
-        return Evidence(
-            code, said, share, False, {"explained": share, "nats_per_token": total / count, **(figures or {})}
-        )
+        told = {"explained": share, "nats_per_token": total / count, **(figures or {})}
+        return Evidence(code, said, share, figures=told, hypothesis=hypothesis, who=who)
 
 
 Probe = Callable[[Look], Sequence[Evidence]]

@@ -5,7 +5,6 @@ In: findings, the catalogue. Out: text, JSON-able dicts.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from lockstep.parity.catalogue import CATALOGUE
@@ -44,4 +43,5 @@ def plain(finding: Finding) -> dict[str, Any]:
 
 
 def _evidence(evidence: Evidence) -> dict[str, Any]:
-    return {**asdict(evidence), "layer": str(evidence.layer)}
+    told = {name: getattr(evidence, name) for name in ("code", "why", "explained", "certain")}
+    return {**told, "figures": dict(evidence.figures), "layer": str(evidence.layer)}

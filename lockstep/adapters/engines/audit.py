@@ -18,10 +18,13 @@ import numpy as np
 from lockstep.adapters.engines.publisher import Publisher
 from lockstep.adapters.engines.workload import Workload
 from lockstep.errors import InputError, message
-from lockstep.parity.auditor import Auditor
+from lockstep.parity.auditor import Auditor, difference
+from lockstep.parity.breakdown import Breakdown
 from lockstep.parity.evidence import Finding
 from lockstep.parity.floor import SCALE, Floor
 from lockstep.parity.observation import Observation, Sample, Statement
+from lockstep.parity.probe import Look
+from lockstep.parity.report import AuditReport
 from lockstep.parity.side import Subject
 from lockstep.pipeline.reference import NativeReference
 
@@ -56,6 +59,7 @@ class Audit:
     scale: float = SCALE
     floor: Floor | None = None
     observations: list[Observation] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     def run(self) -> Iterator[Finding]:
         """A finding a step, until one is not parity. Raises `LockstepError` if a side fails."""
@@ -77,9 +81,24 @@ class Audit:
             self.observations.append(seen)
             self.announce(f"step {step}: comparing")
             finding = auditor.look(seen)
+            self.findings.append(finding)
             yield finding
             if finding.status != "parity":
                 return
+
+    def report(self, engine: str, scorer: str, facts: Mapping[str, Any], error: str = "") -> AuditReport:
+        """What has been seen so far; `error`: why it is not all."""
+        last = self.observations[-1] if self.observations else None
+        breakdown = None
+        if last is not None and self.findings and len(self.findings) == len(self.observations) and last.comparable:
+            look = Look(last, self._reference(), None, self.observations[:-1], self.floor.grain if self.floor else 0.0)
+            breakdown = Breakdown.of(look, self.findings[-1])
+        return AuditReport(
+            engine, scorer, tuple(self.findings),
+            (last.engine, last.trainer) if last else (),
+            [difference(sample) for sample in last.comparable] if last else (),
+            self.floor, breakdown, {**self.workload.plain(), **facts}, error,
+        )  # fmt: skip
 
     def _observe(self, step: int) -> Observation:
         requests = self.workload.requests(self.publisher.model.tokenizer, step)
@@ -108,11 +127,10 @@ class Audit:
 
     def _measured(self, reference: NativeReference) -> Floor:
         """What rounding does to this model on tokens that the engine draws; finer if both sides round finer."""
-        tokenizer = self.publisher.model.tokenizer
         drawn = [
             replace(s, support=None, spans=(), versions=None)
             for batch in range(self.workload.floor)
-            for s in self.engine.sample(self.workload.requests(tokenizer, -1 - batch))
+            for s in self.engine.sample(self.workload.requests(self.publisher.model.tokenizer, -1 - batch))
             if len(s.token_ids)
         ]
         plain = [replace(s, params=replace(s.params, **_UNCUT)) for s in drawn if s.params is not None]

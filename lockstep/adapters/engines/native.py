@@ -24,6 +24,9 @@ from lockstep.parity.side import CannotAsk, Capability
 from lockstep.pipeline.reference import NativeReference
 from lockstep.weight_update import UpdatePolicy, WeightVersion
 
+ROOM = 2048
+"""Tokens of context unless a spec says otherwise, or the model was made for fewer."""
+
 
 class NativeEngine:
     """The engine in this process. Settings: those of `[engine]`, and the client's."""
@@ -32,7 +35,8 @@ class NativeEngine:
         """Raises `ConfigError` for a setting that the engine does not have."""
         self._publisher = publisher
         self._client, own = Client.of(settings)
-        self._config: EngineConfig = parse({"engine": {"max_context": 2048, **own}}).engine
+        room = min(ROOM, publisher.model.arch.max_context)
+        self._config: EngineConfig = parse({"engine": {"max_context": room, **own}}).engine
         self._held = publisher.held(self._config.dtype)
         self._policy = UpdatePolicy("keep", "salt" if self._client.prefix_cache != "keep" else "keep")
         version = self._version_of(publisher.newest)

@@ -19,12 +19,12 @@ from lockstep.models import Tokenizer
 from lockstep.numerics import request_key, uniforms
 
 TEXT = """The river rises in the hills above the town and runs north for ninety miles before it meets the sea. In
-spring, when the snow melts, it carries so much water that the meadows on both banks are flooded, and the farmers move their
-cattle to the higher fields. The mill at the second bridge was built in 1784; its wheel turned until the great flood of
-1912 took the weir away. Today the building is a school. Children learn there how to measure the speed of the current
-with a cork, a string and a watch: throw the cork, count the seconds, divide the length by the time. On a quiet day in
-August the answer is about three feet in a second, in April it may be eleven. The teacher writes every result on the
-wall beside the door, with the date, and the list is now older than she is. """
+spring, when the snow melts, it carries so much water that the meadows on both banks are flooded, and the farmers move
+their cattle to the higher fields. The mill at the second bridge was built in 1784; its wheel turned until the great
+flood of 1912 took the weir away. Today the building is a school. Children learn there how to measure the speed of the
+current with a cork, a string and a watch: throw the cork, count the seconds, divide the length by the time. On a quiet
+day in August the answer is about three feet in a second, in April it may be eleven. The teacher writes every result on
+the wall beside the door, with the date, and the list is now older than she is."""
 """Ours; about 170 tokens of a common vocabulary, more than the 128 of vLLM's pages on a CPU."""
 
 ENDINGS = (
@@ -33,6 +33,10 @@ ENDINGS = (
     "A farmer with {a} cows and {b} sheep went to the bridge and",
     "The oldest entry on the wall, number {a}, says {b} feet, because",
 )
+
+BEGINNING, LONG = 144, 256
+"""Tokens of `TEXT` that are kept (still more than a page) if a tokenizer makes more than `LONG` of it, one a character
+say: small models have little room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,12 @@ class Workload:
     def requests(self, tokenizer: Tokenizer, step: int) -> list[Request]:
         """Those of a step; negative ones are of the floor."""
         asked = []
+        whole = tokenizer.encode(TEXT.replace("\n", " "))
+        beginning = whole if len(whole) < LONG else whole[:BEGINNING]
         for i in range(self.prompts):
             a, b, seed = self._drawn(step, i)
             ending = ENDINGS[i % len(ENDINGS)].format(a=2 + int(a * 98), b=2 + int(b * 98))
-            ids = tuple(tokenizer.encode(TEXT.replace("\n", " ") + ending))
+            ids = (*beginning, *tokenizer.encode(" " + ending))
             params = replace(self.params, seed=int(seed * 2**31))
             asked.append(Request(f"s{step}p{i}", ids, params, task_id=f"{step}/{i}"))
         return asked

@@ -36,13 +36,13 @@ class Bar:
 
 def page(qualification: Qualification) -> str:
     """The whole page."""
-    loader = PackageLoader("lockstep.parity.qualify", ".")
+    loader = PackageLoader("lockstep.parity", ".")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, _, _ = loader.get_source(environment, "page.css")
     drawn = bars(qualification)
-    return environment.get_template("page.html.jinja").render(
+    return environment.get_template("qualify/page.html.jinja").render(
         style=Markup(style),
         verdict=qualification.verdict,
         old=label(qualification.old),

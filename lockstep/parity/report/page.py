@@ -1,0 +1,76 @@
+"""An audit as one HTML file, for people: the verdict, figures, evidence, what each side says of itself.
+
+In: an `AuditReport`. Out: HTML without scripts, and without fonts or images from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lockstep.parity.catalogue import CATALOGUE
+from lockstep.parity.report import figures
+from lockstep.parity.report.audit_report import AuditReport
+
+COLOURS = {"parity": "good", "fault": "bad", "undetermined": "open", "stopped": "open"}
+
+
+def page(report: AuditReport) -> str:
+    """The whole page."""
+    loader = PackageLoader("lockstep.parity", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, _, _ = loader.get_source(environment, "page.css")
+    rows = report.breakdown.rows() if report.breakdown else []
+    return environment.get_template("report/page.html.jinja").render(
+        style=Markup(style),
+        report=report,
+        colour=COLOURS[report.standing],
+        mend=_mend(report),
+        bars=figures.histogram(report.differences),
+        line=figures.positions(report.differences),
+        parts=figures.parts(rows),
+        rows=rows,
+        width=figures.WIDTH,
+        height=figures.HEIGHT,
+        evidence=list(_evidence(report)),
+        settings=list(_settings(report)),
+        floor=_floor(report),
+        skipped=dict(report.findings[-1].skipped) if report.findings else {},
+    )
+
+
+def _mend(report: AuditReport) -> str:
+    """The setting to change, if a fault is named."""
+    code = report.findings[-1].code if report.findings else None
+    return CATALOGUE[code].setting if code else ""
+
+
+def _evidence(report: AuditReport) -> Iterator[tuple[str, str, str, str]]:
+    for evidence in report.findings[-1].evidence if report.findings else ():
+        share = "certain" if evidence.certain else f"{evidence.explained:.1%}"
+        yield evidence.code, CATALOGUE[evidence.code].title, share, evidence.why
+
+
+def _settings(report: AuditReport) -> Iterator[tuple[str, str, str]]:
+    """Name and both sides' values; those that both state and that differ first."""
+    if len(report.said) < 2:
+        return
+    ours, theirs = (dict(one.settings) for one in report.said[:2])
+    names = sorted({*ours, *theirs}, key=lambda name: (not _unlike(ours, theirs, name), name))
+    for name in names:
+        yield name, str(ours.get(name, "")), str(theirs.get(name, ""))
+
+
+def _unlike(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> bool:
+    return name in ours and name in theirs and ours[name] != theirs[name]
+
+
+def _floor(report: AuditReport) -> list[tuple[str, ...]]:
+    """A row a statistic: its quantiles over the measured samples, in nats."""
+    quantiles = report.floor.quantiles() if report.floor else {}
+    return [(name, *(f"{value:.3g}" for value in row.values())) for name, row in quantiles.items()]
