@@ -144,6 +144,45 @@ def flips(count: int = 10_000, *, seed: int = 0, json: bool = False) -> int:
     return _conclude(asdict(found), found.wrong, words, started, json=json)
 
 
+ENOUGH = 0.95
+"""Part of all combinations whose restoring set must be found."""
+
+
+@prove.command
+def settings(count: int = 100, *, workers: int = 0, seed: int = 0, json: bool = False) -> int:
+    """Break tiny trainings by COUNT random combinations of settings; `qualify`'s search must find each set.
+
+    1 to 4 of 14 settings that break parity are new, and any number of 6 that do not. At least 95 % must be found: what
+    was put in, or a set that trials prove to be a smallest one.
+
+    Parameters
+    ----------
+    count
+        How many; each is decided by its number; 7 seconds each, or so.
+    workers
+        Processes; 0: one a core.
+    seed
+        Number of the first combination.
+    json
+        Print the findings as JSON on stdout, and nothing else.
+    """
+    from lockstep.harness import combinations as proof
+
+    found, started = proof.Restored(), time.perf_counter()
+    with _Bar("combinations", count, silent=json) as advance:
+        for found in proof.combinations(count, workers or len(os.sched_getaffinity(0)), seed):
+            advance(found.combinations)
+    each = max(found.combinations, 1)
+    sizes = ", ".join(f"{tried} of {size}" for size, (_, tried) in enumerate(found.by_size, start=1))
+    words = (
+        f"{found.found} of {found.combinations} restoring sets found ({sizes} settings), {found.exact} of them what "
+        f"was put in; {found.trials / each:.1f} trials and {found.seconds / each:.1f} s each, {found.most_trials} "
+        f"trials at most, {found.undetermined} without an answer"
+    )
+    wrong = "; ".join(found.missed) if found.found < ENOUGH * found.combinations else ""
+    return _conclude(asdict(found), wrong, words, started, json=json)
+
+
 class _Bar:
     """A progress bar on stderr; inside, a function that says how much is done."""
 
