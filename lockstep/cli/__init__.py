@@ -27,6 +27,7 @@ app.command("lockstep.cli.models:models", name="models", help="List, pull and lo
 app.command("lockstep.cli.prove:prove", name="prove", help="Compare engine and trainer, by thousands of schedules.")
 app.command("lockstep.cli.parity:parity", name="parity", help="Compare two engines, and name what makes them differ.")
 app.command("lockstep.cli.replay:replay", name="replay", help="Execute steps of a run again, and compare every bit.")
+app.command("lockstep.cli.qualify:qualify", name="qualify", help="Find the settings that make a new engine agree.")
 app.command("lockstep.cli.faults:faults", name="faults", help="List the faults that have a name, and show one.")
 app.command("lockstep.cli.doctor:doctor", name="doctor", help="Look at this machine, or at a run, ours or another's.")
 

@@ -82,6 +82,8 @@ def verdict(qualification: Qualification, show: Show = label) -> str:
     if found.status == "refused":
         how = "differs from itself" if found.records[0].trial.parity is False else "could not be compared with itself"
         return f"refused: {old} {how}, so that nothing can be qualified against it {trials}"
+    if found.status == "undetermined" and (not found.records or found.records[-1].purpose not in ("new", "restored")):
+        return f"undetermined: the search for what restores {new} was cut off {trials}"
     if found.status == "undetermined":
         which = "with all differing settings put back" if found.records[-1].kept else "as it is"
         return f"undetermined: {new} {which} gave no answer {trials}"
