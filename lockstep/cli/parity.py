@@ -56,7 +56,7 @@ class Drawing:
     max_tokens: int = 24
     prompts: int = 4
     n: int = 4
-    steps: int = 2
+    steps: int = 3
     seed: int = 0
 
     def workload(self) -> Workload:

@@ -102,7 +102,8 @@ class Audit:
 
     def _observe(self, step: int) -> Observation:
         requests = self.workload.requests(self.publisher.model.tokenizer, step)
-        drawn = self.engine.sample(requests)
+        # Whoever draws was told the newest weights: its own labels are evidence, not what the scorer goes by.
+        drawn = [replace(s, versions=None, spans=()) for s in self.engine.sample(requests)]
         whole = [s for s in drawn if len(s.token_ids)]
         series = dict(zip((s.id for s in whole), self.scorer.score(whole), strict=True))
         samples = [replace(s, trainer=series.get(s.id)) for s in drawn]

@@ -21,7 +21,7 @@ from lockstep.models.checkpoint import digest, read_parameters, write_model
 from lockstep.parity.observation import Sample, Statement
 from lockstep.train import Trainer
 
-RATE = 2e-4
+RATE = 5e-4
 """Learning rate of the supervised step between two versions: far enough apart to be told apart on a single step."""
 
 

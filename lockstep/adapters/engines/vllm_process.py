@@ -18,7 +18,8 @@ from lockstep.adapters.engines.client import Client
 from lockstep.adapters.engines.environment import VLLM, python_of
 from lockstep.adapters.engines.process import PROTOCOL, Program, Worker
 from lockstep.adapters.engines.publisher import Publisher
-from lockstep.core import Request, SamplingParams
+from lockstep.adapters.engines.series import drawn_fields, series_of
+from lockstep.core import Request
 from lockstep.parity.observation import Sample, Statement
 from lockstep.parity.side import Capability
 
@@ -71,7 +72,7 @@ class Vllm:
         """Completions with the logprobs as vLLM gives them; None where a series is not whole."""
         salt = self._client.salt(self._version)
         asked = [
-            {"prompt_ids": list(request.prompt_ids), "params": parameters(request.params), "salt": salt}
+            {"prompt_ids": list(request.prompt_ids), "params": drawn_fields(request.params), "salt": salt}
             for request in requests
         ]
         outputs = self._ask("sample", requests=asked)["outputs"]
@@ -108,27 +109,6 @@ class Vllm:
 
     def _ask(self, op: str, **question: Any) -> dict[str, Any]:
         return self._worker.ask(op=op, **question)
-
-
-def parameters(params: SamplingParams) -> dict[str, Any]:
-    """vLLM's fields, every one sent, so that none is filled in from elsewhere."""
-    fields: dict[str, Any] = {
-        name: getattr(params, name)
-        for name in (
-            "temperature", "top_k", "top_p", "min_p", "max_tokens", "n", "seed", "presence_penalty",
-            "frequency_penalty", "repetition_penalty", "ignore_eos",
-        )
-    }  # fmt: skip
-    if params.stop_token_ids:
-        fields["stop_token_ids"] = list(params.stop_token_ids)
-    if params.logit_bias:
-        fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
-    return fields
-
-
-def series_of(values: Sequence[float | None]) -> np.ndarray:
-    """float32; NaN where there is no value."""
-    return np.array([np.nan if value is None else value for value in values], np.float32)
 
 
 def _sample(request: Request, output: Mapping[str, Any], index: int) -> Sample:

@@ -48,7 +48,7 @@ class Workload:
 
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=24, n=4, ignore_eos=True))
     prompts: int = 4
-    steps: int = 2
+    steps: int = 3
     floor: int = 4
     seed: int = 0
 
