@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from lockstep.errors import InputError, message
+from lockstep.errors import InputError, Interrupted, message
 
 if TYPE_CHECKING:
     from lockstep.adapters.engines.qualify import Failing, Qualifier
@@ -166,6 +166,9 @@ class _Session:
         except BaseException as error:
             partial = self._qualifier.partial(self._records)
             self._write(partial, {"ended early": " ".join(f"{type(error).__name__}: {error}".split())[:500]})
+            if isinstance(error, KeyboardInterrupt):
+                kept = f"{len(self._records)} trials are kept in {self._folder}; --resume goes on with them."
+                raise Interrupted(f"qualification: interrupted. {kept}") from error
             _say(f"what is known by now is in {self._folder}")
             raise
         return self._write(found, {})
