@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from lockstep.errors import InputError, Interrupted, message
+from lockstep.errors import InputError, Interrupted, LockstepError, message
 
 if TYPE_CHECKING:
     from lockstep.adapters.engines.qualify import Failing, Qualifier
@@ -163,7 +163,7 @@ class _Session:
         log = self._log()
         try:
             found = self._qualifier.run(lambda record: self._seen(log, record), self._known(log))
-        except BaseException as error:
+        except (LockstepError, KeyboardInterrupt) as error:
             partial = self._qualifier.partial(self._records)
             self._write(partial, {"ended early": " ".join(f"{type(error).__name__}: {error}".split())[:500]})
             if isinstance(error, KeyboardInterrupt):
