@@ -6,7 +6,7 @@ READY := .venv/.ready
 ARGS ?= --fresh # an earlier run is moved aside; `make train ARGS=--resume` goes on with it
 
 .DEFAULT_GOAL := help
-.PHONY: help train tiny test test-slow check prove format docs clean \
+.PHONY: help train tiny test test-slow test-vllm check prove format docs clean \
 	bench bench-rollout bench-parity bench-train bench-learn bench-decode1 bench-swap bench-growth bench-table
 
 help: ## what there is
@@ -37,6 +37,9 @@ test: check ## check, then the fast tests
 
 test-slow: $(READY) ## whole runs: killed and resumed, both recipes
 	$(BIN)/python -m pytest -q -m slow
+
+test-vllm: $(READY) ## audits of the real vLLM (its CPU build is installed beside, once) on SmolLM2
+	$(BIN)/python -m pytest -q -m vllm tests/vllm
 
 prove: $(READY) ## the long proofs: schedules, wrong bits, kills, a million tokens (about an hour on two cores)
 	$(BIN)/lockstep prove schedules 10000

@@ -46,5 +46,5 @@ class Client:
     def said(self) -> dict[str, object]:
         """As settings of a `Statement`."""
         salted = "per_version" if self.prefix_cache == "salt" else "none"
-        reset = "at every update" if self.prefix_cache == "reset" else "never"
+        reset = "at every update" if self.prefix_cache == "reset" else False
         return {"cache_salt": salted, "prefix_cache_reset": reset, "weights": self.weights}

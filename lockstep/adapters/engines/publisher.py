@@ -2,8 +2,8 @@
 
 In: a model. Out: parameters by version, in any dtype, and directories that other software loads.
 
-The published weights are the checkpoint's own dtype (bfloat16) whatever a side computes in, so that a side which
-computes in float32 computes with the same numbers.
+The published weights are bfloat16 whatever a side computes in, so that a side which computes in float32 computes with
+the same numbers; a checkpoint of another dtype is rounded once, and both sides are given that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lockstep.config import parse
 from lockstep.errors import InputError, message
 from lockstep.models import Model
 from lockstep.models.checkpoint import digest, read_parameters, write_model
+from lockstep.models.directory import read_json
 from lockstep.parity.observation import Sample, Statement
 from lockstep.train import Trainer
 
@@ -61,8 +62,8 @@ class Publisher:
         return Statement("publisher", {}, self.newest, self._digests[self.newest])
 
     def path(self, number: int) -> Path:
-        """An HF directory with the weights of a version; version 0 is where the model lies."""
-        if number == 0:
+        """An HF directory with the weights of a version; version 0 is where the model lies, if it is bfloat16 there."""
+        if number == 0 and _narrow(self.model.path):
             return self.model.path
         directory = self._folder / f"version-{number}"
         if not directory.exists():
@@ -72,6 +73,12 @@ class Publisher:
     def held(self, dtype: str = "bfloat16") -> Mapping[int, Mapping[str, Tensor]]:
         """All versions, in a dtype; a view that grows with them."""
         return self._held if dtype == "bfloat16" else _Cast(self._held, getattr(torch, dtype))
+
+
+def _narrow(path: Path) -> bool:
+    """Whether a checkpoint holds bfloat16, so that nothing is rounded when it is read."""
+    config = read_json(path / "config.json")
+    return config.get("dtype", config.get("torch_dtype")) == "bfloat16"
 
 
 class _Cast(Mapping[int, Mapping[str, Tensor]]):

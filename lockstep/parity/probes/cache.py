@@ -24,14 +24,16 @@ SUDDEN = 0.7
 
 def prefixes(look: Look) -> Sequence[Evidence]:
     """CAC01, CAC03: samples that found their prompt in the prefix cache read keys of an older version there."""
-    cached = {sample.id: sample.num_cached for sample in look.samples if sample.num_cached}
+    cached = {sample.id: at for sample in look.samples if (at := _cached(look, sample))}
     if not look.deviates("sampler") or not cached:
         return ()
     settings = look.observation.engine.settings
     reset = settings.get("prefix_cache_reset")
+    told = all(sample.num_cached is not None for sample in look.samples)
     found = []
     for older in _older(look):
         why = f"{len(cached)} of {len(look.samples)} samples read a cached prefix with keys of version {older}"
+        why += "" if told else " (who hit the cache is not said; that all did that could is assumed)"
         keys = Keys(older=older, until=cached)
         evidence = look.evidence("CAC01", Hypothesis(keys=keys), why, figures={"cached": len(cached), "version": older})
         if evidence is None:
@@ -113,6 +115,26 @@ def garbage(look: Look) -> Sequence[Evidence]:
         f"drawn again one by one, {share:.0%} of it is gone"
     )
     return [Evidence("CAC05", why, share, figures={"samples": len(wrong)})]
+
+
+def _cached(look: Look, sample: Sample) -> int:
+    """Prompt tokens whose keys came from the cache: as said, or else the whole pages that an earlier prompt left."""
+    if sample.num_cached is not None:
+        return sample.num_cached
+    settings = look.observation.engine.settings
+    page = settings.get("block_size", settings.get("page_size"))
+    earlier = [other.prompt_ids for seen in look.before for other in seen.samples]
+    if not isinstance(page, int) or page < 1 or not earlier:
+        return 0
+    common = max(_common(sample.prompt_ids, other) for other in earlier)
+    return min(common, len(sample.prompt_ids) - 1) // page * page
+
+
+def _common(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """How many ids two prompts begin with alike."""
+    count = min(len(ours), len(theirs))
+    unlike = np.flatnonzero(ours[:count] != theirs[:count])
+    return int(unlike[0]) if unlike.size else count
 
 
 def _older(look: Look) -> list[int]:
