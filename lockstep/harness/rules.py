@@ -168,7 +168,7 @@ def _prime(pairs: Sequence[Pair]) -> bool:
 def _prime_mask(pairs: Sequence[Pair]) -> bool:
     """In either direction: only one of them is masked for an advantage of a given sign, which is not known here."""
     sampler, trainer = _pooled(pairs)
-    return (np.abs(np.exp(trainer) - np.exp(sampler)) > PROBABILITY_STEP).any()
+    return bool((np.abs(np.exp(trainer) - np.exp(sampler)) > PROBABILITY_STEP).any())
 
 
 def _slime(pairs: Sequence[Pair]) -> bool:

@@ -1,4 +1,5 @@
-"""What the cases of a scoreboard come to: detection, delay, layer, cause, false alarms, the matrix of what was named.
+"""What the cases of a scoreboard come to: detection, delay, layer, cause, false alarms, the matrix of what was named,
+and the same of the rules of other frameworks.
 
 In: cases. Out: `Scores`, their JSON, their Markdown.
 """
@@ -10,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lockstep.harness.rules import RULES
 from lockstep.harness.scoreboard import PATIENCE, Case
-from lockstep.parity.catalogue import CATALOGUE
+from lockstep.harness.standings import fraction, is_hard, seen_by, standings, table
 
 MISSED = "not seen"
 UNKNOWN = "undetermined"
@@ -37,20 +39,20 @@ class Scores:
     @property
     def hard_at_once(self) -> float:
         """Hard faults that were seen at the first step on which they act, before the trainer takes it."""
-        return _fraction([case.seen and case.delay == 0 for case in self.faulty if _hard(case)])
+        return fraction([case.seen and case.delay == 0 for case in self.faulty if is_hard(case)])
 
     @property
     def soft_in_time(self) -> float:
         """Soft faults that were seen within `PATIENCE` steps."""
-        return _fraction([case.seen for case in self.faulty if not _hard(case)])
+        return fraction([case.seen for case in self.faulty if not is_hard(case)])
 
     @property
     def right_layer(self) -> float:
-        return _fraction([case.right_layer for case in self.faulty])
+        return fraction([case.right_layer for case in self.faulty])
 
     @property
     def right_cause(self) -> float:
-        return _fraction([case.right_cause for case in self.faulty])
+        return fraction([case.right_cause for case in self.faulty])
 
     @property
     def false_alarms(self) -> int:
@@ -71,6 +73,10 @@ class Scores:
             rows.setdefault(case.code, Counter())[_named(case)] += 1
         return rows
 
+    def seen_by(self) -> dict[str, dict[str, int]]:
+        """Which rules saw each fault in time, and in how many of its runs."""
+        return {code: seen_by([case for case in self.faulty if case.code == code]) for code in self.matrix()}
+
     def plain(self) -> dict[str, Any]:
         """All of it as plain values."""
         exact = Counter(case.exact for case in self.clean)
@@ -88,12 +94,15 @@ class Scores:
             "false_alarms": self.false_alarms,
             "seconds": sum(case.seconds for case in self.cases),
             "matrix": {code: dict(row) for code, row in self.matrix().items()},
+            "seen_by": self.seen_by(),
+            "standings": [row.plain() for row in standings(self.cases)],
+            "rules": [{"name": r.name, "what": r.what, "source": r.source, "alarm": r.alarm} for r in RULES],
             "wrong": [_wrong(case) for case in self.faulty if not case.right_cause],
         }
 
     def markdown(self) -> str:
-        """A table of the fractions and the matrix, one row a fault."""
-        hard = sum(map(_hard, self.faulty))
+        """A table of the fractions, one of ours beside the rules of others, and the matrix, one row a fault."""
+        hard = sum(map(is_hard, self.faulty))
         rows = [
             ("hard faults seen before the step that would train on them", self.hard_at_once, hard),
             (f"soft faults seen within {PATIENCE} steps", self.soft_in_time, len(self.faulty) - hard),
@@ -103,19 +112,17 @@ class Scores:
         lines = ["| what | of runs | fraction |", "| --- | --- | --- |"]
         lines += [f"| {what} | {count} | {f'{share:.1%}' if count else '-'} |" for what, share, count in rows]
         lines += [f"| false alarms | {len(self.clean)} clean | {self.false_alarms} |", ""]
-        lines += ["| fault | runs | named | delay, steps |", "| --- | --- | --- | --- |"]
+        lines += [*table(self.cases), ""]
+        lines += ["| fault | runs | named | delay, steps | flagged by |", "| --- | --- | --- | --- | --- |"]
+        flagging = self.seen_by()
         for code, row in self.matrix().items():
             cases = [case for case in self.faulty if case.code == code]
             named = ", ".join(f"{name} {count}" for name, count in row.most_common())
             delays = [case.delay for case in cases if case.seen and case.delay is not None]
             mean = f"{sum(delays) / len(delays):.2g}" if delays else "-"
-            lines.append(f"| {code} | {len(cases)} | {named} | {mean} |")
+            others = ", ".join(f"{name} {count}" for name, count in flagging[code].items()) or "-"
+            lines.append(f"| {code} | {len(cases)} | {named} | {mean} | {others} |")
         return "\n".join(lines) + "\n"
-
-
-def _hard(case: Case) -> bool:
-    assert case.code is not None, "faulty"
-    return CATALOGUE[case.code].hard
 
 
 def _named(case: Case) -> str:
@@ -129,7 +136,3 @@ def _named(case: Case) -> str:
 def _wrong(case: Case) -> Mapping[str, Any]:
     evidence = [f"{e.code} {e.explained:.2f}" for e in case.found.evidence[:4]] if case.found else []
     return {"code": case.code, "seed": case.seed, "exact": case.exact, "named": _named(case), "evidence": evidence}
-
-
-def _fraction(values: Sequence[bool]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -1,4 +1,4 @@
-"""The real vLLM (its CPU build, in its own environment) serving SmolLM2, audited: what it does by default has a name."""
+"""The real vLLM (its CPU build, in its own environment) with SmolLM2, audited: what it does by default has a name."""
 
 from __future__ import annotations
 

@@ -30,13 +30,6 @@ from lockstep.pipeline.reference import NativeReference
 
 Announce = Callable[[str], None]
 
-ULP_RATIO = 2.0**-16
-"""How much finer float32 rounds than bfloat16: 24 bits of significand for 8."""
-
-FINEST = 2e-6
-"""Nats below which a float32 logprob of a usual size (to 16 nats) cannot tell: two of its own last bits."""
-
-
 class Scorer(Protocol):
     """The side that only scores."""
 
@@ -127,7 +120,10 @@ class Audit:
         return NativeReference(self.publisher.model.arch, self.publisher.held(dtype), None, dtype)
 
     def _measured(self, reference: NativeReference) -> Floor:
-        """What rounding does to this model on tokens that the engine draws; finer if both sides round finer."""
+        """What rounding does to this model on tokens that the engine draws.
+
+        Measured in bfloat16 against float32; if both sides compute in float32, between two implementations of that.
+        """
         drawn = [
             replace(s, support=None, spans=(), versions=None)
             for batch in range(self.workload.floor)
@@ -135,11 +131,18 @@ class Audit:
             if len(s.token_ids)
         ]
         plain = [replace(s, params=replace(s.params, **_UNCUT)) for s in drawn if s.params is not None]
-        differences = reference.calibration(plain)
         if {self._dtype(self.engine), self._dtype(self.scorer)} == {"float32"}:
-            rng = np.random.default_rng(self.workload.seed)
-            differences = [d * ULP_RATIO + rng.uniform(-FINEST, FINEST, len(d)) for d in differences]
+            return Floor.of(self._fine(reference, plain), self.scale)
+        differences = reference.calibration(plain)
         return Floor.of(differences, self.scale)
+
+    def _fine(self, reference: NativeReference, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """float64 [T] each: Lockstep's float32 logprobs less those of transformers."""
+        from lockstep.adapters.engines.transformers_scorer import Transformers
+
+        with Transformers(self.publisher, {"dtype": "float32"}) as other:
+            pairs = zip(reference.score(samples), other.score(samples), strict=True)
+            return [ours.astype(np.float64) - theirs for ours, theirs in pairs]
 
     @staticmethod
     def _dtype(side: Subject | Scorer) -> object:

@@ -366,6 +366,24 @@ def test_a_mistake_of_ours_is_no_answer_of_theirs(qualifier, stage: Stage) -> No
         run(qualifier())
 
 
+@pytest.mark.parametrize("scorer", ["transformers:m", "openai:http://x"])
+def test_whatever_other_software_raises_is_its_failure(qualifier, stage: Stage, scorer: str) -> None:
+    stage.outcome = _fails(OSError("no such tensor"), lambda settings: bool(settings["a"]))
+    one = qualifier(scorer=scorer)
+    found, seen = run(one)
+    assert found.status == "undetermined"
+    assert seen[-1].trial.figures["error"] == f"engine ({scorer}): raised OSError - no such tensor"
+
+
+def test_other_software_that_does_not_open_is_named(qualifier, stage: Stage, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(qualify, "opened", broken)
+    with pytest.raises(StageError, match=r"engine \(vllm:m\): raised RuntimeError - no memory"):
+        run(qualifier(old="vllm:m", new="vllm:m"))
+
+
 def test_a_process_that_hangs_is_a_failed_trial(qualifier, stage: Stage, scripted, tmp_path: Path) -> None:
     hanging: Program = scripted('print(json.dumps({"versions": {}}), flush=True); time.sleep(60)', limit=0.5)
 
