@@ -56,7 +56,7 @@ class Workloads:
     scorer: str = ""
     model: str = ""
     temperature: Annotated[tuple[float, ...], Parameter(negative=())] = ()
-    steps: int = 2
+    steps: int = 3
     prompts: int = 4
     n: int = 4
     max_tokens: int = 24

@@ -230,7 +230,7 @@ def test_resume_makes_a_pack_that_is_missing(run, world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [("--seed", "1"), ("--steps", "3"), ("--temperature", "0.7"), ("--scorer", "trainer:x")]
+    "other", [("--seed", "1"), ("--steps", "2"), ("--temperature", "0.7"), ("--scorer", "trainer:x")]
 )
 def test_resume_refuses_trials_of_another_workload(run, world: World, other: tuple[str, str]) -> None:
     run(OLD, NEW, "--output", "q")
