@@ -13,11 +13,14 @@ from lockstep.harness import scoreboard
 from lockstep.harness.faults import INJECTIONS
 from lockstep.harness.injection import Injection
 from lockstep.harness.laboratory import Laboratory
-from lockstep.harness.scoreboard import CLEAN_STEPS, PATIENCE, auditor_of, cases, run
+from lockstep.harness.scoreboard import CLEAN_STEPS, PATIENCE, Case, auditor_of, cases, run
 from lockstep.harness.setup import Setup
 from lockstep.parity.auditor import Auditor
+from lockstep.parity.catalogue import CATALOGUE
+from lockstep.parity.evidence import Finding
 from lockstep.parity.fault import Layer
 from lockstep.parity.floor import Floor
+from lockstep.parity.observation import Observation
 
 SMALL: Mapping[str, Any] = {
     "exact": True,
@@ -124,6 +127,81 @@ def test_cases_run_one_at_a_time_as_they_are_asked_for(networks, monkeypatch) ->
     running = cases(networks, ["WGT01"], range(3), range(0))
     next(running)
     assert ran == [0]
+
+
+# -- the rules beside it
+
+
+@pytest.fixture
+def watched(monkeypatch) -> tuple[list[int], list[int]]:
+    """Which steps the auditor and the rules were asked about."""
+    audited: list[int] = []
+    ruled: list[int] = []
+    look = Auditor.look
+
+    def asked(auditor: Auditor, observation: Observation) -> Finding:
+        audited.append(observation.step)
+        return look(auditor, observation)
+
+    monkeypatch.setattr(Auditor, "look", asked)
+    monkeypatch.setattr(scoreboard, "flagged", lambda seen: ruled.append(seen.step) or ["a rule"] * (seen.step > 1))
+    return audited, ruled
+
+
+def test_rules_and_auditor_are_asked_about_the_same_observations(networks, monkeypatch) -> None:
+    audited: list[Observation] = []
+    ruled: list[Observation] = []
+    look = Auditor.look
+    monkeypatch.setattr(Auditor, "look", lambda auditor, seen: audited.append(seen) or look(auditor, seen))
+    monkeypatch.setattr(scoreboard, "flagged", lambda seen: ruled.append(seen) or [])
+    run(networks, seed_that_is(True))
+    assert len(ruled) == CLEAN_STEPS and all(a is b for a, b in zip(audited, ruled, strict=True))
+
+
+def test_a_run_with_a_hard_fault_ends_at_its_onset_once_the_auditor_has_spoken(networks, watched) -> None:
+    case = run(networks, 1, small("SEM01"))
+    onset = INJECTIONS["SEM01"].onset
+    assert watched == (list(range(1, onset + 1)),) * 2
+    assert (case.steps, dict(case.flags)) == (onset, {"a rule": tuple(range(2 - onset, 1))})
+
+
+def test_rules_have_their_patience_with_a_soft_fault_though_the_auditor_has_spoken(networks, watched) -> None:
+    assert not CATALOGUE["NUM04"].hard
+    case = run(networks, 1, small("NUM04"))
+    audited, ruled = watched
+    onset = INJECTIONS["NUM04"].onset
+    assert case.found is not None and case.delay == 0
+    assert audited[-1] == case.steps == onset, "it is not asked again"
+    assert ruled == list(range(1, onset + PATIENCE))
+    assert case.flags["a rule"][-1] == PATIENCE - 1
+
+
+def test_a_false_alarm_of_the_auditor_does_not_end_a_clean_run_for_the_rules(networks, monkeypatch, watched) -> None:
+    monkeypatch.setattr(scoreboard, "auditor_of", lambda _: Auditor(floor=Floor.exact()))
+    case = run(networks, seed_that_is(False))
+    assert case.false_alarm and watched == ([1], list(range(1, CLEAN_STEPS + 1)))
+    assert case.steps == 1
+    assert case.flags == {"a rule": tuple(range(1, CLEAN_STEPS))} and case.flagged_falsely("a rule")
+
+
+def test_a_fault_in_the_meaning_of_logprobs_is_seen_by_rules_and_a_clean_exact_run_by_none(networks) -> None:
+    assert "NeMo-RL" in run(networks, 1, small("SEM01")).flags
+    assert run(networks, seed_that_is(True)).flags == {}
+
+
+@pytest.mark.parametrize(
+    ("steps", "delay", "falsely"),
+    [((), None, False), ((0,), 0, False), ((2, 3), 2, False), ((-1,), None, True), ((-1, 0), None, True)],
+)
+def test_a_flag_before_the_fault_is_false_and_spoils_those_after_it(steps, delay, falsely: bool) -> None:
+    case = Case("WGT01", 0, None, None, True, flags={"a rule": steps})
+    assert (case.flag_delay("a rule"), case.flagged_falsely("a rule")) == (delay, falsely)
+    assert (case.flag_delay("another"), case.flagged_falsely("another")) == (None, False)
+
+
+def test_every_flag_in_a_clean_run_is_false() -> None:
+    case = Case(None, 0, None, None, True, flags={"a rule": (0,)})
+    assert case.flag_delay("a rule") is None and case.flagged_falsely("a rule")
 
 
 @pytest.mark.slow

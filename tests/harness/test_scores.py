@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.harness.faults import INJECTIONS
+from lockstep.harness.rules import RULES
 from lockstep.harness.scoreboard import PATIENCE, Case
 from lockstep.harness.scores import BARS, MISSED, UNKNOWN, Scores
 from lockstep.parity.catalogue import CATALOGUE
@@ -170,8 +171,8 @@ def test_what_went_wrong_is_listed_with_its_seed_and_evidence() -> None:
 def test_markdown_has_a_row_for_each_fault_with_names_and_mean_delay() -> None:
     runs = [case("WGT02", "WGT02"), case("WGT02", "WGT02", delay=1), case("WGT02", "CAC01"), unseen("SEM01"), quiet()]
     lines = Scores(runs).markdown().splitlines()
-    assert "| WGT02 | 3 | WGT02 2, CAC01 1 | 0.33 |" in lines
-    assert f"| SEM01 | 1 | {MISSED} 1 | - |" in lines
+    assert "| WGT02 | 3 | WGT02 2, CAC01 1 | 0.33 | - |" in lines
+    assert f"| SEM01 | 1 | {MISSED} 1 | - | - |" in lines
     assert "| false alarms | 1 clean | 0 |" in lines
     assert "| right cause, first named | 4 | 50.0% |" in lines
 
@@ -180,3 +181,28 @@ def test_a_fraction_of_no_runs_is_a_dash_in_markdown() -> None:
     printed = Scores([case(HARD, HARD), quiet()]).markdown()
     assert f"| soft faults seen within {PATIENCE} steps | 0 | - |" in printed
     assert "nan" not in printed
+
+
+def test_the_matrix_says_which_rules_saw_a_fault_in_how_many_runs() -> None:
+    at_once, late = {"verl": (0,), "TRL": (0, 1)}, {"verl": (1,), "slime": (0,)}
+    runs = [case(HARD, HARD, flags=at_once), case(HARD, HARD, flags=late), case(SOFT, SOFT), quiet(flags=at_once)]
+    scores = Scores(runs)
+    assert scores.seen_by() == {HARD: {"verl": 1, "slime": 1, "TRL": 1}, SOFT: {}}
+    lines = scores.markdown().splitlines()
+    assert f"| {HARD} | 2 | {HARD} 2 | 0 | verl 1, slime 1, TRL 1 |" in lines
+    assert f"| {SOFT} | 1 | {SOFT} 1 | 0 | - |" in lines
+
+
+def test_rules_are_in_the_plain_values_with_their_sources() -> None:
+    plain = json.loads(json.dumps(Scores([case(HARD, HARD, flags={"verl": (0,)}), quiet()]).plain()))
+    ours, *others = plain["standings"]
+    assert [row["name"] for row in others] == [rule["name"] for rule in plain["rules"]] == [rule.name for rule in RULES]
+    assert (ours["layer"], ours["cause"]) == (1.0, 1.0)
+    assert all(row["layer"] is row["cause"] is None for row in others)
+    assert plain["seen_by"] == {HARD: {"verl": 1}}
+    assert all(rule["source"] and rule["what"] for rule in plain["rules"])
+
+
+def test_what_a_rule_misses_is_no_bar_of_ours() -> None:
+    noisy = {rule.name: (-1, 0) for rule in RULES}
+    assert Scores([case(HARD, HARD, flags=noisy), case(SOFT, SOFT), quiet(flags=noisy)]).missed == []
