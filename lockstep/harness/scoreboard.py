@@ -6,9 +6,9 @@ A run is a laboratory that is observed step by step; the auditor looks at each s
 fault is put in before step `onset`. What is named before that, or without a fault, is a false alarm.
 
 The rules of other frameworks (rules.py) are asked about the very observations that the auditor looks at. It ends at its
-first word, and a real run would; the laboratory goes on without it for as long as a rule may still be in time: to the
+first word, as a real run would; the laboratory goes on without it for as long as a rule may still be in time: to the
 onset of a hard fault, to the end of the patience for a soft one, to the end of a clean run. So a rule loses nothing
-because the auditor was faster.
+because the auditor was faster, though it then sees an engine on which the auditor may have tried something.
 """
 
 from __future__ import annotations
