@@ -30,7 +30,8 @@ def page(report: AuditReport) -> str:
         style=Markup(style),
         report=report,
         colour=COLOURS[report.standing],
-        mend=_mend(report),
+        headline=_headline(report),
+        claims=list(_claims(report)),
         bars=figures.histogram(report.differences),
         line=figures.positions(report.differences),
         parts=figures.parts(rows),
@@ -44,10 +45,20 @@ def page(report: AuditReport) -> str:
     )
 
 
-def _mend(report: AuditReport) -> str:
-    """The setting to change, if a fault is named."""
+def _headline(report: AuditReport) -> str:
+    """What was found, in few words."""
     code = report.findings[-1].code if report.findings else None
-    return CATALOGUE[code].setting if code else ""
+    return f"{code} ({report.findings[-1].layer}): {CATALOGUE[code].title}" if code else report.verdict
+
+
+def _claims(report: AuditReport) -> Iterator[str]:
+    """Why that is said, and the setting to change."""
+    code = report.findings[-1].code if report.findings else None
+    if code:
+        yield f"Step {report.findings[-1].step}: {report.findings[-1].evidence[0].why}"
+        yield f"To mend it: {CATALOGUE[code].setting}"
+    if report.error:
+        yield f"The audit stopped before its end: {report.error}"
 
 
 def _evidence(report: AuditReport) -> Iterator[tuple[str, str, str, str]]:
