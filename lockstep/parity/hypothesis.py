@@ -20,7 +20,7 @@ class Reading:
     ``processed``: as the sample's own `SamplingParams` say, but for `fields`, which replace some of them; ``raw``: log
     softmax of the plain logits; ``divided``: the raw logprob over the temperature; ``masked``: raw, but after bias and
     bad words. A support that other fields ask for is computed again from the reference's own logits. `scale` multiplies
-    the logits first; `late` lets penalties see the tokens up to that many before the last one.
+    what these left of the logits; `late` lets penalties see the tokens up to that many before the last one.
     """
 
     mode: Literal["processed", "raw", "divided", "masked"] = "processed"

@@ -77,11 +77,14 @@ class Watch:
             for rollout, scored in zip(batch.rollouts, outcome.scored, strict=True)
         ]
         version = self._trainer.version
+        # On policy, a refused batch should have come from the very weights that the trainer still has.
+        due = self._on_policy and outcome.decision.outcome != "admit"
         finding = self._auditor.look(
             Observation(
                 step=step,
                 samples=samples,
                 trainer=Statement("trainer", {}, version.number, version.digest),
+                expected=Statement("publisher", {}, version.number, version.digest) if due else Statement("publisher"),
                 metrics=outcome.metrics if self._on_policy else {},
                 history=frozenset().union(*self._ids),
             )
