@@ -39,17 +39,17 @@ def started(model, folder, **settings) -> Iterator[tuple[Vllm, Publisher]]:
         yield engine, publisher
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def default(model, tmp_path_factory):
     yield from started(model, tmp_path_factory.mktemp("default"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def processed(model, tmp_path_factory):
     yield from started(model, tmp_path_factory.mktemp("processed"), **PROCESSED)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def exact(model, tmp_path_factory):
     settings = {**PROCESSED, "dtype": "float32", "prefix_cache": "salt"}
     yield from started(model, tmp_path_factory.mktemp("exact"), **settings)
@@ -67,64 +67,79 @@ def audited(engine, scorer, publisher, **fields) -> Audit:
     return audit
 
 
-def test_its_defaults_at_another_temperature_are_sem01_and_the_setting_is_named(default):
-    engine, publisher = default
-    audit = audited(engine, NativeTrainer(publisher, {}), publisher, temperature=0.7)
-    assert engine.state().settings["logprobs_mode"] == "raw_logprobs"
-    assert audit.findings[-1].code == "SEM01"
-    assert 'logprobs_mode="processed_logprobs"' in audit.report("vllm", "trainer", {}).verdict
+def anew(processed, model, tmp_path, client: Client) -> tuple[Vllm, Publisher]:
+    """The running engine with the first weights, an empty cache and another client around it."""
+    engine, _ = processed
+    publisher = Publisher(model, tmp_path)
+    engine._publisher, engine._client = publisher, Client()
+    engine.update(0)
+    engine._client = client
+    return engine, publisher
 
 
-def test_its_defaults_at_temperature_one_are_in_parity(default):
-    engine, publisher = default
-    audit = audited(engine, NativeTrainer(publisher, {}), publisher)
-    assert [finding.status for finding in audit.findings] == ["parity"]
-    assert audit.findings[0].figures["differing"] > 0, "two implementations, within the measured floor"
+class TestDefaults:
+    """As it comes."""
+
+    def test_its_defaults_at_another_temperature_are_sem01_and_the_setting_is_named(self, default):
+        engine, publisher = default
+        audit = audited(engine, NativeTrainer(publisher, {}), publisher, temperature=0.7)
+        assert engine.state().settings["logprobs_mode"] == "raw_logprobs"
+        assert audit.findings[-1].code == "SEM01"
+        assert 'logprobs_mode="processed_logprobs"' in audit.report("vllm", "trainer", {}).verdict
+
+    def test_its_defaults_at_temperature_one_are_in_parity(self, default):
+        engine, publisher = default
+        audit = audited(engine, NativeTrainer(publisher, {}), publisher)
+        assert [finding.status for finding in audit.findings] == ["parity"]
+        assert audit.findings[0].figures["differing"] > 0, "two implementations, within the measured floor"
 
 
-def test_a_trainer_that_does_not_know_top_p_is_sem03(processed):
-    engine, publisher = processed
-    with Transformers(publisher, {}) as scorer:
-        audit = audited(engine, scorer, publisher, temperature=0.7, top_p=0.8)
-    assert audit.findings[-1].code == "SEM03"
-    assert "top_p=1.0" in CATALOGUE["SEM03"].setting
+class TestProcessed:
+    """With processed logprobs."""
+
+    def test_a_trainer_that_does_not_know_top_p_is_sem03(self, processed):
+        engine, publisher = processed
+        with Transformers(publisher, {}) as scorer:
+            audit = audited(engine, scorer, publisher, temperature=0.7, top_p=0.8)
+        assert audit.findings[-1].code == "SEM03"
+        assert "top_p=1.0" in CATALOGUE["SEM03"].setting
+
+    def test_a_prefix_cache_that_survives_a_real_update_is_cac01(self, processed, model, tmp_path):
+        engine, publisher = anew(processed, model, tmp_path, Client(prefix_cache="keep"))
+        audit = audited(engine, NativeTrainer(publisher, {}), publisher, steps=3)
+        assert audit.observations[-1].samples[0].num_cached == 128, "vLLM says that it hit the cache"
+        assert [finding.code for finding in audit.findings[:1]] == [None]
+        assert audit.findings[-1].code == "CAC01"
+
+    def test_a_lost_update_is_wgt01(self, processed, model, tmp_path):
+        engine, publisher = anew(processed, model, tmp_path, Client(weights="lost"))
+        audit = audited(engine, NativeTrainer(publisher, {}), publisher, steps=3)
+        assert audit.findings[0].code is None and audit.findings[-1].code == "WGT01"
+        assert "version 0" in audit.findings[-1].evidence[0].why
 
 
-def test_a_prefix_cache_that_survives_a_real_update_is_cac01(processed, model, tmp_path):
-    engine, publisher = _anew(processed, model, tmp_path, Client(prefix_cache="keep"))
-    audit = audited(engine, NativeTrainer(publisher, {}), publisher, steps=3)
-    assert audit.observations[-1].samples[0].num_cached == 128, "vLLM says that it hit the cache"
-    assert [finding.code for finding in audit.findings[:1]] == [None]
-    assert audit.findings[-1].code == "CAC01"
+class TestExact:
+    """Processed logprobs, a salt for each version, float32."""
 
+    def test_processed_logprobs_salt_and_float32_are_in_parity_through_updates(self, exact):
+        engine, publisher = exact
+        with ExitStack() as stack:
+            scorer = stack.enter_context(NativeTrainer(publisher, {"dtype": "float32"}))
+            audit = audited(engine, scorer, publisher, temperature=0.7, steps=3)
+        assert [finding.status for finding in audit.findings] == ["parity"] * 3
+        assert publisher.newest == 2
+        for finding in audit.findings:
+            assert finding.figures["max"] < 1e-3
 
-def test_a_lost_update_is_wgt01(processed, model, tmp_path):
-    engine, publisher = _anew(processed, model, tmp_path, Client(weights="lost"))
-    audit = audited(engine, NativeTrainer(publisher, {}), publisher, steps=3)
-    assert audit.findings[0].code is None and audit.findings[-1].code == "WGT01"
-    assert "version 0" in audit.findings[-1].evidence[0].why
-
-
-def test_processed_logprobs_salt_and_float32_are_in_parity_through_updates(exact):
-    engine, publisher = exact
-    with ExitStack() as stack:
-        scorer = stack.enter_context(NativeTrainer(publisher, {"dtype": "float32"}))
-        audit = audited(engine, scorer, publisher, temperature=0.7, steps=3)
-    assert [finding.status for finding in audit.findings] == ["parity"] * 3
-    assert publisher.newest == 2
-    for finding in audit.findings:
-        assert finding.figures["max"] < 1e-3
-
-
-def test_prompt_scores_ignore_the_temperature(exact):
-    engine, publisher = exact
-    requests = Workload(replace(PARAMS, temperature=0.7, n=1), prompts=2).requests(publisher.model.tokenizer, 9)
-    samples = engine.sample(requests)
-    plain = NativeTrainer(publisher, {"dtype": "float32"}).score(
-        [replace(s, params=replace(s.params, temperature=1.0)) for s in samples]
-    )
-    for scores, values in zip(engine.score(samples), plain, strict=True):
-        assert np.abs(scores - values).max() < 1e-3
+    def test_prompt_scores_ignore_the_temperature(self, exact):
+        engine, publisher = exact
+        requests = Workload(replace(PARAMS, temperature=0.7, n=1), prompts=2).requests(publisher.model.tokenizer, 9)
+        samples = engine.sample(requests)
+        plain = NativeTrainer(publisher, {"dtype": "float32"}).score(
+            [replace(s, params=replace(s.params, temperature=1.0)) for s in samples]
+        )
+        for scores, values in zip(engine.score(samples), plain, strict=True):
+            assert np.abs(scores - values).max() < 1e-3
 
 
 def test_weights_that_cannot_be_loaded_end_it_with_its_last_words(model, tmp_path):
@@ -134,13 +149,3 @@ def test_weights_that_cannot_be_loaded_end_it_with_its_last_words(model, tmp_pat
         Vllm(publisher, {"no_such_argument": 1}, tmp_path / "vllm.log", print),
     ):
         pass
-
-
-def _anew(processed, model, tmp_path, client: Client) -> tuple[Vllm, Publisher]:
-    """The running engine with the first weights, an empty cache and another client around it."""
-    engine, _ = processed
-    publisher = Publisher(model, tmp_path)
-    engine._publisher, engine._client = publisher, Client()
-    engine.update(0)
-    engine._client = client
-    return engine, publisher
