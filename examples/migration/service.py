@@ -31,6 +31,17 @@ from lockstep.weight_update import Probe, UpdatePolicy, WeightVersion
 Sample = Callable[..., Sampled]
 
 
+class Apart:
+    """The library's own engine, as it is, but apart from evaluations: those use the loop's engine if it is idle, and
+    leave prefixes in its cache, so that what is drawn next would be drawn at another time than in the other arms."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
 class Service:
     """The calls of an engine that a training makes. It is no `Engine`, so that evaluations get one of their own."""
 

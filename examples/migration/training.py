@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.migration.service import Service
+from examples.migration.service import Apart, Service
 from examples.migration.settings import Settings
 from examples.migration.witness import Witness
 from lockstep.config import ParityConfig, RunConfig, parse
@@ -127,8 +127,8 @@ def train(training: Training, settings: Settings | None, folder: Path) -> Outcom
     with RunDirectory.start(folder / "run", config) as run:
         parts = assemble(config)
         assert isinstance(parts.engine, Engine), "inline"
-        if settings is not None:
-            parts = replace(parts, engine=Service(parts.engine, settings))  # type: ignore[arg-type]
+        engine = Apart(parts.engine) if settings is None else Service(parts.engine, settings)
+        parts = replace(parts, engine=engine)  # type: ignore[arg-type]
         if not training.gated:
             # The configuration has no way to correct behind an open gate, and that is right; the study is about it.
             parts = replace(parts, gate=ParityGate(ParityConfig(gate=False)))

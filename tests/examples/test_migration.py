@@ -36,7 +36,7 @@ def arms(short: Training, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.mark.parametrize("name", ["reference", "mended"])
 def test_a_right_engine_has_the_trainers_bits(arms, name: str) -> None:
     assert arms[name].mismatch == 0.0 == arms[name].mean
-    assert [line["parity/num_differing"] for line in arms[name].lines] == [0, 0, 0]
+    assert [line["parity/frac_differing"] for line in arms[name].lines] == [0.0] * 3
     assert arms[name].tokens > 100
 
 
