@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bench.options import Options
+from bench.options import Options, program
 from lockstep.errors import InputError
 
 NAMES, OTHERS = ("lockstep", "a", "b"), ("c",)

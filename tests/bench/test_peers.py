@@ -120,7 +120,7 @@ def test_engine_and_transformers_draw_what_they_are_asked(tiny, tmp_path):
 def test_a_held_loop_saves_before_between_and_after_its_steps(scripted, tmp_path):
     body = (
         f"sys.path.insert(0, {str(PEERS)!r})"
-        + """
+        """
 from pacer import Pacer
 channel = Channel()
 channel.asked()

@@ -30,6 +30,7 @@ from lockstep.pipeline.reference import NativeReference
 
 Announce = Callable[[str], None]
 
+
 class Scorer(Protocol):
     """The side that only scores."""
 
