@@ -155,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     runs = run_all(range(options.seeds), options.steps, options.out / "study_runs.jsonl", options.workers)
     found = analyse(runs)
-    whole = {"steps": options.steps, "outcomes": OUTCOMES, **found, "runs": runs}
+    whole = {"steps": options.steps, "outcomes": OUTCOMES, **found}
     replace_file(options.out / "study.json", (json.dumps(whole, indent=1) + "\n").encode())
     figure.study(options.out / "study.svg", found, runs)
     print(table(found))

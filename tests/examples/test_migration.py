@@ -86,7 +86,7 @@ def test_the_four_settings_are_the_restoring_set(short: Training, tmp_path: Path
     trials = Trials(tmp_path / "trials", replace(short, steps=2))
     found = causes.qualify(trials)
     assert found.restoration.kept == ALL
-    assert found.restoration.minimal and found.restoration.smallest == "monotone"
+    assert found.restoration.minimal and found.restoration.smallest == "counted"
     assert program.complete(found)
     assert trials.outcomes[ALL].mismatch == 0.0
     assert all(outcome.mismatch > 0 for kept, outcome in trials.outcomes.items() if kept != ALL)
@@ -139,7 +139,7 @@ def _rollout(versions: list[int], spans: tuple[Span, ...] = ()) -> Rollout:
     contract = Contract.of(params, "float32", tuple(sorted(set(versions))))
     return Rollout(
         id="a/0",
-        request_id="a",
+        task_id="a",
         prompt_ids=np.arange(3, 8, dtype=np.int32),
         token_ids=np.arange(3, 3 + count, dtype=np.int32),
         text="",
