@@ -51,7 +51,7 @@ def processed(model, tmp_path_factory):
 
 @pytest.fixture(scope="class")
 def exact(model, tmp_path_factory):
-    settings = {**PROCESSED, "dtype": "float32", "prefix_cache": "salt"}
+    settings = {**PROCESSED, "dtype": "float32", "prefix_cache": "salt", "weights": "repack"}
     yield from started(model, tmp_path_factory.mktemp("exact"), **settings)
 
 
@@ -71,7 +71,7 @@ def anew(processed, model, tmp_path, client: Client) -> tuple[Vllm, Publisher]:
     """The running engine with the first weights, an empty cache and another client around it."""
     engine, _ = processed
     publisher = Publisher(model, tmp_path)
-    engine._publisher, engine._client = publisher, Client()
+    engine._publisher, engine._client = publisher, Client("repack")
     engine.update(0)
     engine._client = client
     return engine, publisher
@@ -100,12 +100,12 @@ class TestProcessed:
     def test_a_trainer_that_does_not_know_top_p_is_sem03(self, processed):
         engine, publisher = processed
         with Transformers(publisher, {}) as scorer:
-            audit = audited(engine, scorer, publisher, temperature=0.7, top_p=0.8)
+            audit = audited(engine, scorer, publisher, temperature=0.7, top_p=0.8, n=2)
         assert audit.findings[-1].code == "SEM03"
         assert "top_p=1.0" in CATALOGUE["SEM03"].setting
 
     def test_a_prefix_cache_that_survives_a_real_update_is_cac01(self, processed, model, tmp_path):
-        engine, publisher = anew(processed, model, tmp_path, Client(prefix_cache="keep"))
+        engine, publisher = anew(processed, model, tmp_path, Client("repack", "keep"))
         audit = audited(engine, NativeTrainer(publisher, {}), publisher, steps=3)
         assert audit.observations[-1].samples[0].num_cached == 128, "vLLM says that it hit the cache"
         assert [finding.code for finding in audit.findings[:1]] == [None]
@@ -131,8 +131,16 @@ class TestExact:
         for finding in audit.findings:
             assert finding.figures["max"] < 1e-3
 
-    def test_prompt_scores_ignore_the_temperature(self, exact):
-        engine, publisher = exact
+    def test_its_own_reload_leaves_the_packed_head_of_a_tied_model_behind_and_that_is_wgt04(
+        self, exact, model, tmp_path
+    ):
+        engine, publisher = anew(exact, model, tmp_path, Client("reload", "salt"))
+        audit = audited(engine, NativeTrainer(publisher, {"dtype": "float32"}), publisher, steps=2)
+        assert [finding.code for finding in audit.findings] == [None, "WGT04"]
+        assert audit.findings[-1].evidence[0].explained > 0.999
+
+    def test_prompt_scores_ignore_the_temperature(self, exact, model, tmp_path):
+        engine, publisher = anew(exact, model, tmp_path, Client("repack", "salt"))
         requests = Workload(replace(PARAMS, temperature=0.7, n=1), prompts=2).requests(publisher.model.tokenizer, 9)
         samples = engine.sample(requests)
         plain = NativeTrainer(publisher, {"dtype": "float32"}).score(

@@ -54,6 +54,7 @@ class Audit:
     floor: Floor | None = None
     observations: list[Observation] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    _noise: list[np.ndarray] = field(default_factory=list)
 
     def run(self) -> Iterator[Finding]:
         """A finding a step, until one is not parity. Raises `LockstepError` if a side fails."""
@@ -74,6 +75,8 @@ class Audit:
             seen = self._observe(step)
             self.observations.append(seen)
             self.announce(f"step {step}: comparing")
+            if step > 1:
+                auditor.floor = self.floor = self._grown(reference, seen.comparable)
             finding = auditor.look(seen)
             self.findings.append(finding)
             yield finding
@@ -131,11 +134,23 @@ class Audit:
             for s in self.engine.sample(self.workload.requests(self.publisher.model.tokenizer, -1 - batch))
             if len(s.token_ids)
         ]
-        plain = [replace(s, params=replace(s.params, **_UNCUT)) for s in drawn if s.params is not None]
+        self._noise = self._honest(reference, drawn)
+        return Floor.of(self._noise, self.scale)
+
+    def _grown(self, reference: NativeReference, samples: Sequence[Sample]) -> Floor:
+        """The floor at new weights, which may be noisier: times the growth that a step's own tokens show."""
+        if not samples:
+            return Floor.of(self._noise, self.scale)
+        now, then = (float(np.abs(np.concatenate(d)).mean()) for d in (self._honest(reference, samples), self._noise))
+        growth = max(now / then, 1.0) if then > 0 else 1.0
+        return Floor.of([d * growth for d in self._noise], self.scale)
+
+    def _honest(self, reference: NativeReference, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """float64 [T] each: two honest computations of the logprobs of these tokens, one less the other."""
+        plain = [replace(s, params=replace(s.params, **_UNCUT)) for s in samples if s.params is not None]
         if {self._dtype(self.engine), self._dtype(self.scorer)} == {"float32"}:
-            return Floor.of(self._fine(reference, plain), self.scale)
-        differences = reference.calibration(plain)
-        return Floor.of(differences, self.scale)
+            return self._fine(reference, plain)
+        return reference.calibration(plain)
 
     def _fine(self, reference: NativeReference, samples: Sequence[Sample]) -> list[np.ndarray]:
         """float64 [T] each: Lockstep's float32 logprobs less those of transformers."""

@@ -12,14 +12,15 @@ from typing import Any
 from lockstep.errors import InputError, message
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "weights": ("reload", "lost"),
+    "weights": ("reload", "repack", "lost"),
     "prefix_cache": ("reset", "salt", "keep"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """`weights`: ``reload`` sends every update, ``lost`` sends none (to see what an audit makes of it).
+    """`weights`: ``reload`` sends every update the engine's own way, ``repack`` also has vLLM's CPU build pack its head
+    anew (workers/vllm_head.py), ``lost`` sends none (to see what an audit makes of it).
 
     `prefix_cache`: ``reset`` empties it at every update, ``salt`` gives requests a salt for each version, ``keep`` goes
     on with what older weights wrote.

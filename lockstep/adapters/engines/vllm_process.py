@@ -97,8 +97,9 @@ class Vllm:
 
     def update(self, version: int) -> None:
         """Reload the weights of a version in place, as `collective_rpc("reload_weights")` does."""
-        if self._client.weights == "reload":
-            self._ask("update", path=str(self._publisher.path(version)))
+        if self._client.weights != "lost":
+            remake = self._client.weights == "repack"
+            self._ask("update", path=str(self._publisher.path(version)), remake_head=remake)
         self._version = version
         if self._client.prefix_cache == "reset":
             self.reset()

@@ -17,7 +17,7 @@ class Engine:
     """One `LLM`, and an answer for each thing that can be asked of it."""
 
     def __init__(self, model: str, arguments: dict[str, Any]) -> None:
-        self._llm = vllm.LLM(model, **arguments)
+        self._llm = vllm.LLM(model, **{"worker_extension_cls": "vllm_head.Head", **arguments})
         self._vllm = self._llm.llm_engine.vllm_config
 
     def state(self) -> dict[str, Any]:
@@ -56,9 +56,11 @@ class Engine:
         pairs = zip(outputs, sequences, strict=True)
         return {"series": [_tail(output.prompt_logprobs, one["ids"], one["count"]) for output, one in pairs]}
 
-    def update(self, path: str) -> dict[str, Any]:
+    def update(self, path: str, remake_head: bool) -> dict[str, Any]:
         """Load the weights of a directory into the running engine; the prefix cache is left to whoever asks for it."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        if remake_head:
+            self._llm.collective_rpc("remake_head")
         return {"done": True}
 
     def reset(self) -> dict[str, Any]:
