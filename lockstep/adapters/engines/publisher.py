@@ -24,8 +24,8 @@ from lockstep.train import Trainer
 
 RATE, STEPS = 1e-4, 3
 """Learning rate and number of the supervised steps between two versions. Of the ways that were tried on SmolLM2,
-several small steps move its logprobs most for what they add to its noise in bfloat16: old keys of a prefix by 0.14 nats a
-token, old weights by 0.49, at a noise of 0.028 (one step at 5e-4: 0.32 and 1.6 at 0.042; at 2e-4: 0.07 and 0.29 at
+several small steps move its logprobs most for what they add to its noise in bfloat16: old keys of a prefix by 0.14 nats
+a token, old weights by 0.49, at a noise of 0.028 (one step at 5e-4: 0.32 and 1.6 at 0.042; at 2e-4: 0.07 and 0.29 at
 0.024)."""
 
 

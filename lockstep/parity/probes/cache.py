@@ -126,11 +126,11 @@ def _cached(look: Look, sample: Sample) -> int:
     earlier = [other.prompt_ids for seen in look.before for other in seen.samples]
     if not isinstance(page, int) or page < 1 or not earlier:
         return 0
-    common = max(_common(sample.prompt_ids, other) for other in earlier)
+    common = max(_alike(sample.prompt_ids, other) for other in earlier)
     return min(common, len(sample.prompt_ids) - 1) // page * page
 
 
-def _common(ours: np.ndarray, theirs: np.ndarray) -> int:
+def _alike(ours: np.ndarray, theirs: np.ndarray) -> int:
     """How many ids two prompts begin with alike."""
     count = min(len(ours), len(theirs))
     unlike = np.flatnonzero(ours[:count] != theirs[:count])

@@ -192,11 +192,13 @@ def _boundary(sample: Sample) -> int | None:
 def _cut_at(sample: Sample, boundary: int) -> bool:
     """Whether the token at `boundary` is the one that is missing, as far as ids or series show."""
     if sample.drawn_ids is not None:
-        return np.array_equal(np.delete(sample.drawn_ids, boundary), sample.token_ids)
-    if sample.sampler is None or sample.trainer is None or len(sample.trainer) <= boundary:
+        kept = np.arange(len(sample.drawn_ids)) != boundary
+        return np.array_equal(sample.drawn_ids[kept], sample.token_ids)
+    if sample.sampler is None or sample.trainer is None:
         return True
-    far = np.abs(sample.sampler[: len(sample.trainer)].astype(np.float64) - sample.trainer)
-    return bool(far[:boundary].max(initial=0.0) <= far[boundary])
+    count = min(len(sample.sampler), len(sample.trainer))
+    far = np.abs(sample.sampler[:count].astype(np.float64) - sample.trainer[:count])
+    return boundary >= count or bool(far[:boundary].max(initial=0.0) <= far[boundary])
 
 
 def _pair(sample: Sample) -> tuple[np.ndarray, np.ndarray] | None:

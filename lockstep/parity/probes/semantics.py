@@ -71,23 +71,37 @@ def rescored(look: Look) -> Sequence[Evidence]:
 
 def filled(look: Look) -> Sequence[Evidence]:
     """SEM08: many tokens of one side have exactly one value, and the other side differs at just these."""
-    pairs = [(s.sampler, s.trainer) for s in look.samples if s.sampler is not None and s.trainer is not None]
-    if not pairs:
+    if not look.samples:
         raise CannotAsk("filled-in values: no sample can be compared")
-    ours, theirs = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
+    ours, theirs = (np.concatenate([getattr(s, who) for s in look.samples]) for who in ("sampler", "trainer"))
     far = np.abs(ours.astype(np.float64) - theirs)
-    total = sum(excess(a, b, look.grain) for a, b in pairs)
+    total = sum(excess(*_pair(sample), look.grain) for sample in look.samples)
+    places = _places(look.samples)
     found = []
     for name, values in (("engine", ours), ("trainer", theirs)):
-        wrong = values[far > PLAINLY]
-        distinct, counts = np.unique(wrong, return_counts=True)
-        for value in distinct[counts >= FILLED].tolist():
+        wrong = np.flatnonzero(far > PLAINLY)
+        apart = np.unique(np.stack([values[wrong].view(np.int32), places[wrong]]), axis=1)[0]
+        distinct, counts = np.unique(apart, return_counts=True)
+        for value in distinct[counts >= FILLED].astype(np.int32).view(np.float32).tolist():
             there = (values == np.float32(value)) & (far > PLAINLY)
             share = min(float(far[there].sum()) / total, 1.0) if total > 0 else 0.0
             if share >= ENOUGH:
                 why = f"{int(there.sum())} values of the {name} are exactly {value:g}: this explains {share:.1%}"
                 found.append(Evidence("SEM08", why, share, figures={"value": value, "explained": share}))
     return found
+
+
+def _pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    assert sample.sampler is not None and sample.trainer is not None, "comparable"
+    return sample.sampler, sample.trainer
+
+
+def _places(samples: Sequence[Sample]) -> np.ndarray:
+    """int32 [tokens]: a number for each place of a group: completions that begin alike have one logprob there."""
+    groups = {name: i for i, name in enumerate(dict.fromkeys(s.group or s.id for s in samples))}
+    longest = max(len(s.token_ids) for s in samples)
+    at = [groups[s.group or s.id] * longest + np.arange(len(s.token_ids)) for s in samples]
+    return np.concatenate(at).astype(np.int32)
 
 
 def _engine_reads(look: Look) -> Iterator[Evidence]:
