@@ -28,6 +28,9 @@ UNLIKELY = -10.0
 Log = Callable[[Sample], np.ndarray]
 """float64 [T] of a sample's log ratio, or the part of it that a metric is made of."""
 
+RIGHT = 0.25
+"""Part of the trainer's distance that the sampler's may have where it is the trainer that is off: noise is on both."""
+
 
 def metrics(look: Look) -> Sequence[Evidence]:
     """OBJ01: metrics are those of what a mask left over; OBJ06: those of ratios that a correction has made."""
@@ -106,7 +109,8 @@ def replaced(look: Look) -> Sequence[Evidence]:
 
 def staleness(look: Look) -> Sequence[Evidence]:
     """OBJ03: the sampler is right about its own weights; the trainer scores with newer ones. Named, not blamed."""
-    if look.deviates("sampler") or not look.deviates("trainer"):
+    trainer = float(look.distance("trainer").sum())
+    if not trainer > 0 or float(look.distance("sampler").sum()) > RIGHT * trainer:
         return ()
     number = look.observation.trainer.number
     if number is None:
