@@ -16,6 +16,7 @@ from lockstep.errors import InputError, message
 
 if TYPE_CHECKING:
     from lockstep.harness.scoreboard import Case
+    from lockstep.harness.scores import Scores
 
 
 def score(
@@ -47,7 +48,7 @@ def score(
     _require_runs(seeds, clean)
     scores = Scores(_cases(_known(code), seeds, clean, silent=json))
     if output is not None:
-        replace_file(output, scores.markdown().encode())
+        replace_file(output, _page(scores).encode())
     if json:
         sys.stdout.write(orjson.dumps(scores.plain(), option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
@@ -56,6 +57,17 @@ def score(
         print(scores.markdown())
         print(f"{len(scores.cases)} runs, {scores.false_alarms} false alarms, {verdict}{where}")
     return 1 if scores.missed else 0
+
+
+def _page(scores: Scores) -> str:
+    """The matrix as a page of its own: what was run, where, and all tables."""
+    from lockstep.trace.manifest import machine, versions
+
+    made, seconds = machine(), sum(case.seconds for case in scores.cases)
+    software = ", ".join(f"{name} {value}" for name, value in versions().items() if name in ("lockstep-rl", "torch"))
+    where = f"{made['cores']} cores of {made['cpu']}, {software}"
+    what = f"{len(scores.cases)} runs in {seconds / 60:.0f} minutes on {where}"
+    return f"# The scoreboard, in numbers\n\nMade by `lockstep faults score`: {what}.\n\n{scores.markdown()}"
 
 
 def _require_runs(seeds: int, clean: int) -> None:
