@@ -5,6 +5,7 @@ In: findings, the catalogue. Out: text, JSON-able dicts.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from lockstep.parity.catalogue import CATALOGUE
@@ -44,4 +45,4 @@ def plain(finding: Finding) -> dict[str, Any]:
 
 def _evidence(evidence: Evidence) -> dict[str, Any]:
     told = {name: getattr(evidence, name) for name in ("code", "why", "explained", "certain")}
-    return {**told, "figures": dict(evidence.figures), "layer": str(evidence.layer)}
+    return {**told, "figures": deepcopy(dict(evidence.figures)), "layer": str(evidence.layer)}

@@ -45,7 +45,8 @@ def test_every_file_of_a_run_is_described(tmp_path: Path, make_record: Callable[
     written = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} - {".lock"}
     described = set(re.findall(r"^\| `([^`]+)` \|", PAGE.split("\n## ")[0], re.MULTILINE))
     assert written <= described
-    assert described - written == {"checkpoints/", "weights/step_10/", "report.html", "profile.json"}
+    others = {"checkpoints/", "weights/step_10/", "report.html", "profile.json", "parity/findings.jsonl"}
+    assert described - written == others
 
 
 def test_what_may_change_and_how_tokens_came_about_is_described() -> None:
