@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def _weights(run: Path) -> str:
     return hashlib.sha256((run / "weights" / "step_6" / "model.safetensors").read_bytes()).hexdigest()

@@ -18,6 +18,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return int(left.value.code or 0), capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_schedules_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run(capsys, "schedules", "60", "--workers", "2", "--json")
     found = json.loads(out)
