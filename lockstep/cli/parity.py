@@ -64,10 +64,6 @@ class Drawing:
         from lockstep.adapters.engines.workload import Workload
         from lockstep.core import SamplingParams
 
-        counts = {"prompts": self.prompts, "steps": self.steps}
-        for name, value in counts.items():
-            if value < 1:
-                raise InputError(message(f"--{name}", "out of range", got=value, expected="1 or more", do="Change it"))
         params = SamplingParams(
             temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, n=self.n, max_tokens=self.max_tokens,
             repetition_penalty=self.repetition_penalty, ignore_eos=True,
@@ -112,12 +108,14 @@ def parity(
 
     first = parse(engine)
     second = parse(scorer) if scorer else parse(f"trainer:{_model(first, None, model)}")
-    report = _audited(first, second, _model(first, second, model), drawing.workload())
+    report, failure = _audited(first, second, _model(first, second, model), drawing.workload())
     document = (
         orjson.dumps(report.plain(), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
     )
     if output is not None:
         _write(report, document, output)
+    if isinstance(failure, InputError) and not report.findings:
+        raise failure  # it could not be begun: there is nothing to show but what to change
     if json:
         sys.stdout.write(document.decode())
     else:
@@ -138,11 +136,11 @@ def _model(first: Spec, second: Spec | None, model: str) -> str:
     return found.pop()
 
 
-def _audited(first: Spec, second: Spec, model: str, workload: Workload) -> AuditReport:
-    """Open both sides and look; whatever fails on the way is part of the report."""
+def _audited(first: Spec, second: Spec, model: str, workload: Workload) -> tuple[AuditReport, LockstepError | None]:
+    """Open both sides and look. What fails on the way is part of the report, and told beside it."""
     from lockstep import models
     from lockstep.adapters.engines.audit import Audit
-    from lockstep.adapters.engines.opening import opened
+    from lockstep.adapters.engines.opening import guarded, opened
     from lockstep.adapters.engines.publisher import Publisher
     from lockstep.trace.manifest import machine, versions
 
@@ -154,17 +152,17 @@ def _audited(first: Spec, second: Spec, model: str, workload: Workload) -> Audit
         def announce(text: str) -> None:
             status.update(text)
 
-        sides = [opened(spec, publisher, stack, Path(folder), announce) for spec in (first, second)]
+        with guarded(first, second):
+            sides = [opened(spec, publisher, stack, Path(folder), announce) for spec in (first, second)]
         audit: Audit = Audit(sides[0], sides[1], publisher, workload, announce)
-        error = ""
+        failure: LockstepError | None = None
         try:
-            for finding in audit.run():
-                console.log(f"step {finding.step}: {finding.status}", markup=False, highlight=False)
-        except InputError:
-            raise
-        except LockstepError as failure:
-            error = str(failure)
-        return audit.report(str(first), str(second), facts, error)
+            with guarded(first, second):
+                for finding in audit.run():
+                    console.log(f"step {finding.step}: {finding.status}", markup=False, highlight=False)
+        except LockstepError as error:
+            failure = error
+        return audit.report(str(first), str(second), facts, str(failure or "")), failure
 
 
 def _write(report: AuditReport, document: bytes, output: Path) -> None:

@@ -71,9 +71,6 @@ class Workloads:
         from lockstep.adapters.engines.workload import Workload
         from lockstep.core import SamplingParams
 
-        for name, value in {"prompts": self.prompts, "steps": self.steps}.items():
-            if value < 1:
-                raise InputError(message(f"--{name}", "out of range", got=value, expected="1 or more", do="Change it"))
         return [
             Workload(
                 SamplingParams(temperature=one, n=self.n, max_tokens=self.max_tokens, ignore_eos=True),

@@ -74,6 +74,19 @@ def test_what_cannot_be_used_is_one_clear_line_and_exit_code_2(capsys, words, pa
     assert part in shown.err and "Traceback" not in shown.err and not shown.out
 
 
+def test_what_software_of_others_raises_is_no_traceback(capsys):
+    assert run(["parity", "engine:tiny", "transformers:tiny,attn_implementation=no_such", *FEW]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("lockstep: engine (transformers:tiny") and "raised" in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_what_cannot_be_begun_leaves_a_report_too_where_one_was_asked_for(capsys, tmp_path):
+    assert run(["parity", "trainer:tiny", "--output", str(tmp_path), *FEW]) == 2
+    assert "it draws the tokens" in capsys.readouterr().err
+    assert "it draws the tokens" in json.loads((tmp_path / "report.json").read_bytes())["error"]
+
+
 def test_an_endpoint_that_hangs_is_given_up_and_what_was_seen_is_kept(capsys, tmp_path):
     with closing(socket.socket()) as silent:
         silent.bind(("127.0.0.1", 0))

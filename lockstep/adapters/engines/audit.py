@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +42,7 @@ class Scorer(Protocol):
     def update(self, version: int) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Audit:
     """Two sides under one workload. `scale`: how many times the measured noise an honest pair may have."""
 
@@ -56,6 +57,11 @@ class Audit:
     findings: list[Finding] = field(default_factory=list)
     _noise: list[np.ndarray] = field(default_factory=list)
 
+    @property
+    def steps(self) -> int:
+        """How many there are: one, if new weights cannot be sent to the engine."""
+        return self.workload.steps if "update" in self.engine.can else 1
+
     def run(self) -> Iterator[Finding]:
         """A finding a step, until one is not parity. Raises `LockstepError` if a side fails."""
         if "sample" not in self.engine.can:
@@ -63,11 +69,10 @@ class Audit:
                 message("audit (first side)", "it draws the tokens", got="an engine that only scores",
                         expected="one that draws", do="Put the engine first and the scorer second")
             )  # fmt: skip
-        reference = self._reference()
         self.announce("noise floor: drawing")
-        self.floor = self._measured(reference)
-        auditor = Auditor(reference, self.engine, self.floor)
-        for step in range(1, self.workload.steps + 1):
+        self.floor = self._measured()
+        auditor = Auditor(self._reference, self.engine, self.floor)
+        for step in range(1, self.steps + 1):
             if step > 1:
                 self.announce(f"step {step}: new weights")
                 self._advance()
@@ -76,7 +81,7 @@ class Audit:
             self.observations.append(seen)
             self.announce(f"step {step}: comparing")
             if step > 1:
-                auditor.floor = self.floor = self._grown(reference, seen.comparable)
+                auditor.floor = self.floor = self._grown(seen.comparable)
             finding = auditor.look(seen)
             self.findings.append(finding)
             yield finding
@@ -88,13 +93,13 @@ class Audit:
         last = self.observations[-1] if self.observations else None
         breakdown = None
         if last is not None and self.findings and len(self.findings) == len(self.observations) and last.comparable:
-            look = Look(last, self._reference(), None, self.observations[:-1], self.floor.grain if self.floor else 0.0)
+            look = Look(last, self._reference, None, self.observations[:-1], self.floor.grain if self.floor else 0.0)
             breakdown = Breakdown.of(look, self.findings[-1])
         return AuditReport(
             engine, scorer, tuple(self.findings),
             (last.engine, last.trainer) if last else (),
             [difference(sample) for sample in last.comparable] if last else (),
-            self.floor, breakdown, {**self.workload.plain(), **facts}, error,
+            self.floor, breakdown, {**self.workload.plain(), "steps": self.steps, **facts}, error,
         )  # fmt: skip
 
     def _observe(self, step: int) -> Observation:
@@ -118,12 +123,13 @@ class Audit:
         self.engine.update(number)
         self.scorer.update(number)
 
+    @cached_property
     def _reference(self) -> NativeReference:
         """In the scorer's dtype: what the scorer should say."""
         dtype: Any = "float32" if self._dtype(self.scorer) == "float32" else "bfloat16"
         return NativeReference(self.publisher.model.arch, self.publisher.held(dtype), None, dtype)
 
-    def _measured(self, reference: NativeReference) -> Floor:
+    def _measured(self) -> Floor:
         """What rounding does to this model on tokens that the engine draws.
 
         Measured in bfloat16 against float32; if both sides compute in float32, between two implementations of that.
@@ -134,30 +140,30 @@ class Audit:
             for s in self.engine.sample(self.workload.requests(self.publisher.model.tokenizer, -1 - batch))
             if len(s.token_ids)
         ]
-        self._noise = self._honest(reference, drawn)
+        self._noise = self._honest(drawn)
         return Floor.of(self._noise, self.scale)
 
-    def _grown(self, reference: NativeReference, samples: Sequence[Sample]) -> Floor:
+    def _grown(self, samples: Sequence[Sample]) -> Floor:
         """The floor at new weights, which may be noisier: times the growth that a step's own tokens show."""
         if not samples:
             return Floor.of(self._noise, self.scale)
-        now, then = (float(np.abs(np.concatenate(d)).mean()) for d in (self._honest(reference, samples), self._noise))
+        now, then = (float(np.abs(np.concatenate(d)).mean()) for d in (self._honest(samples), self._noise))
         growth = max(now / then, 1.0) if then > 0 else 1.0
         return Floor.of([d * growth for d in self._noise], self.scale)
 
-    def _honest(self, reference: NativeReference, samples: Sequence[Sample]) -> list[np.ndarray]:
+    def _honest(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """float64 [T] each: two honest computations of the logprobs of these tokens, one less the other."""
         plain = [replace(s, params=replace(s.params, **_UNCUT)) for s in samples if s.params is not None]
         if {self._dtype(self.engine), self._dtype(self.scorer)} == {"float32"}:
-            return self._fine(reference, plain)
-        return reference.calibration(plain)
+            return self._fine(plain)
+        return self._reference.calibration(plain)
 
-    def _fine(self, reference: NativeReference, samples: Sequence[Sample]) -> list[np.ndarray]:
+    def _fine(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """float64 [T] each: Lockstep's float32 logprobs less those of transformers."""
         from lockstep.adapters.engines.transformers_scorer import Transformers
 
         with Transformers(self.publisher, {"dtype": "float32"}) as other:
-            pairs = zip(reference.score(samples), other.score(samples), strict=True)
+            pairs = zip(self._reference.score(samples), other.score(samples), strict=True)
             return [ours.astype(np.float64) - theirs for ours, theirs in pairs]
 
     @staticmethod

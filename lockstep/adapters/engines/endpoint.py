@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.adapters.engines.publisher import Publisher
-from lockstep.adapters.engines.series import drawn_fields, series_of
+from lockstep.adapters.engines.wire import drawn_fields, series_of
 from lockstep.core import Request
 from lockstep.errors import InputError, StageError, message
 from lockstep.parity.observation import Sample, Statement

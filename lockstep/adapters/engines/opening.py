@@ -6,12 +6,13 @@ In: a `Spec`, a publisher. Out: a side, entered; leaving the stack ends it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lockstep.adapters.engines.publisher import Publisher
 from lockstep.adapters.engines.spec import Spec
+from lockstep.errors import boundary
 
 
 def opened(spec: Spec, publisher: Publisher, stack: ExitStack, folder: Path, announce: Callable[[str], None]) -> Any:
@@ -32,3 +33,9 @@ def opened(spec: Spec, publisher: Publisher, stack: ExitStack, folder: Path, ann
     from lockstep.adapters.engines.native import NativeEngine, NativeTrainer
 
     return stack.enter_context((NativeEngine if spec.kind == "engine" else NativeTrainer)(publisher, settings))
+
+
+def guarded(*specs: Spec | None) -> AbstractContextManager[None]:
+    """Whatever software that is not ours raises is a failure of that software; our own mistakes stay ours."""
+    foreign = [str(spec) for spec in specs if spec is not None and spec.kind not in ("engine", "trainer")]
+    return boundary(f"engine ({', '.join(foreign)})") if foreign else nullcontext()

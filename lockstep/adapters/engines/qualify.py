@@ -13,19 +13,19 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from lockstep.adapters.engines.audit import Audit
-from lockstep.adapters.engines.opening import opened
+from lockstep.adapters.engines.opening import guarded, opened
 from lockstep.adapters.engines.publisher import Publisher
 from lockstep.adapters.engines.resolved import Configurations, put_back, shared
 from lockstep.adapters.engines.spec import Spec
 from lockstep.adapters.engines.workload import Workload
-from lockstep.errors import InputError, Interrupted, LockstepError, StageError, boundary, message
+from lockstep.errors import InputError, Interrupted, LockstepError, StageError, message
 from lockstep.models import Model
 from lockstep.parity.evidence import Finding
 from lockstep.parity.observation import Observation, Sample, Statement
@@ -78,7 +78,7 @@ class Qualifier:
             said, common = [], []
             for name, spec, model in zip(("OLD", "NEW"), self.specs, self.models, strict=True):
                 self.announce(f"{name}: {spec}")
-                with _guarded(spec), tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+                with guarded(spec), tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
                     publisher = Publisher(model, Path(folder))
                     side = opened(spec, publisher, stack, self.folder / name.lower(), self.announce)
                     _check_draws(spec, side.can)
@@ -136,7 +136,7 @@ class Qualifier:
         self.announce(f"trial {self._trials}: {what if kept is None else f'NEW, put back: {what}'}")
         started = time.perf_counter()
         try:
-            with _guarded(spec, self.scorer):
+            with guarded(spec, self.scorer):
                 trial, worst = self._audited(spec, model)
         except Interrupted:
             raise
@@ -220,12 +220,6 @@ def _completion(sample: Sample) -> Completion:
     prompt, tokens = (np.ascontiguousarray(array, np.int32) for array in (sample.prompt_ids, sample.token_ids))
     old, new = (np.ascontiguousarray(array, np.float32) for array in (sample.trainer, sample.sampler))
     return Completion(sample.id, prompt, tokens, old, new)
-
-
-def _guarded(*specs: Spec | None) -> AbstractContextManager[None]:
-    """Whatever software that is not ours raises is a failure of that software; our own mistakes stay ours."""
-    foreign = [str(spec) for spec in specs if spec is not None and spec.kind not in ("engine", "trainer")]
-    return boundary(f"engine ({', '.join(foreign)})") if foreign else nullcontext()
 
 
 def _check_draws(spec: Spec, can: frozenset[str]) -> None:

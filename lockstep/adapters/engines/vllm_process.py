@@ -6,7 +6,6 @@ default, as it is for its users.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ from lockstep.adapters.engines.client import Client
 from lockstep.adapters.engines.environment import VLLM, python_of
 from lockstep.adapters.engines.process import PROTOCOL, Program, Worker
 from lockstep.adapters.engines.publisher import Publisher
-from lockstep.adapters.engines.series import drawn_fields, series_of
+from lockstep.adapters.engines.wire import drawn_fields, series_of
 from lockstep.core import Request
 from lockstep.parity.observation import Sample, Statement
 from lockstep.parity.side import Capability
@@ -42,9 +41,8 @@ class Vllm:
         """
         self._publisher, self._version = publisher, publisher.newest
         self._client, arguments = Client.of(settings)
-        python = python_of(*VLLM, announce)
         told = {"model": str(publisher.path(self._version)), "arguments": {**ROOM, **arguments}}
-        program = Program("vllm", python, PROTOCOL / "vllm_engine.py", told, _variables(python), START, ASK)
+        program = Program("vllm", python_of(*VLLM, announce), PROTOCOL / "vllm_engine.py", told, VARIABLES, START, ASK)
         self._worker = Worker(program, log)
         with ExitStack() as undo:
             undo.push(self._worker)
@@ -125,9 +123,3 @@ def _sample(request: Request, output: Mapping[str, Any], index: int) -> Sample:
         num_cached=output["cached"],
         finish_reason=one["finish_reason"] or "",
     )
-
-
-def _variables(python: Path) -> dict[str, str]:
-    """Triton's and the linker's programs lie beside the Python of the environment."""
-    found = shutil.which("env") or "/usr/bin/env"
-    return {**VARIABLES, "PATH": f"{python.parent}:{Path(found).parent}:/usr/local/bin:/bin"}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.core import Request, SamplingParams
+from lockstep.errors import InputError, message
 from lockstep.models import Tokenizer
 from lockstep.numerics import request_key, uniforms
 
@@ -43,7 +44,7 @@ say: small models have little room."""
 class Workload:
     """`prompts` x `params.n` completions a step, for `steps` steps, new weights before every step but the first.
 
-    `floor` batches are drawn before that, on whose tokens the noise floor is measured.
+    `floor` batches are drawn before that, on whose tokens the noise floor is measured. Raises `InputError` for none.
     """
 
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=24, n=4, ignore_eos=True))
@@ -51,6 +52,14 @@ class Workload:
     steps: int = 3
     floor: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "steps", "floor"):
+            if getattr(self, name) < 1:
+                got = getattr(self, name)
+                raise InputError(
+                    message(f"workload ({name})", "out of range", got=got, expected="1 or more", do="Raise it")
+                )
 
     def requests(self, tokenizer: Tokenizer, step: int) -> list[Request]:
         """Those of a step; negative ones are of the floor."""

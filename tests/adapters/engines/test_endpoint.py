@@ -124,9 +124,10 @@ def test_a_real_engine_behind_an_address_is_audited_like_any_other(serving, publ
 
         endpoint = Endpoint(publisher, serving(answer), {})
         params = SamplingParams(temperature=0.6, max_tokens=8, n=4, ignore_eos=True)
-        audit = Audit(endpoint, scorer, publisher, Workload(params, prompts=3, steps=1))
+        audit = Audit(endpoint, scorer, publisher, Workload(params, prompts=3, steps=3))
         findings = list(audit.run())
     assert [finding.code for finding in findings] == ["SEM01"]
+    assert audit.report("openai:x", "trainer:x", {}).facts["steps"] == 1, "its weights are not ours to change"
     assert audit.report("openai:x", "trainer:x", {}).breakdown is not None
 
 

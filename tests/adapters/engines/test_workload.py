@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.adapters.engines.workload import BEGINNING, Workload
 from lockstep.core import SamplingParams
+from lockstep.errors import InputError
 
 
 def common(ids) -> int:
@@ -40,3 +42,9 @@ def test_ids_and_seeds_are_each_requests_own(tiny):
 def test_it_is_told_whole():
     told = Workload(SamplingParams(temperature=0.7, top_p=0.8, n=2), 3, 5).plain()
     assert (told["temperature"], told["top_p"], told["n"], told["prompts"], told["steps"]) == (0.7, 0.8, 2, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["prompts", "steps", "floor"])
+def test_there_must_be_some_of_each(name):
+    with pytest.raises(InputError, match=f"workload .{name}."):
+        Workload(**{name: 0})

@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 
 from lockstep.core import SamplingParams
+from lockstep.parity.side import CannotAsk
 
 
 def drawn_fields(params: SamplingParams) -> dict[str, Any]:
-    """vLLM's fields, every one sent, so that none is filled in from elsewhere."""
+    """vLLM's fields, every one sent, so that none is filled in from elsewhere.
+
+    Raises `CannotAsk` for stop strings and for forbidden sequences of ids, which vLLM takes as text or not at all.
+    """
+    if params.stop or params.bad_words:
+        raise CannotAsk(f"sampling ({'stop' if params.stop else 'bad_words'}): it cannot be sent as it was asked for")
     fields: dict[str, Any] = {
         name: getattr(params, name)
         for name in (
