@@ -124,7 +124,8 @@ FAULTS: tuple[Fault, ...] = (
         ),
         looks_like=(
             "Log ratios above 0 at tokens that occurred before, slightly below 0 at all others, and more so with every "
-            "distinct token seen. The first token agrees, unless the prompt counts too (repetition penalty)."
+            "distinct token seen. The first token agrees, unless the prompt counts too (repetition penalty). At T = 1 "
+            "an engine that leaves penalties out gives the very numbers of one that reports raw logprobs (SEM01)."
         ),
         inject=(
             "The sampler's logits are penalised, and the trainer is told parameters without penalties; or they are "

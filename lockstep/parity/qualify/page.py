@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
+from lockstep.parity.page import rendered
 from lockstep.parity.qualify.qualification import Qualification, claims, label, ladder, nats
 from lockstep.parity.qualify.tables import tables
 
@@ -36,14 +34,9 @@ class Bar:
 
 def page(qualification: Qualification) -> str:
     """The whole page."""
-    loader = PackageLoader("lockstep.parity", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style, _, _ = loader.get_source(environment, "page.css")
     drawn = bars(qualification)
-    return environment.get_template("qualify/page.html.jinja").render(
-        style=Markup(style),
+    return rendered(
+        "qualify/page.html.jinja",
         verdict=qualification.verdict,
         old=label(qualification.old),
         new=label(qualification.new),

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from lockstep.parity.catalogue import CATALOGUE
+from lockstep.parity.page import rendered
 from lockstep.parity.report import figures
 from lockstep.parity.report.audit_report import AuditReport
 
@@ -20,14 +18,9 @@ COLOURS = {"parity": "good", "fault": "bad", "undetermined": "open", "stopped": 
 
 def page(report: AuditReport) -> str:
     """The whole page."""
-    loader = PackageLoader("lockstep.parity", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style, _, _ = loader.get_source(environment, "page.css")
     rows = report.breakdown.rows() if report.breakdown else []
-    return environment.get_template("report/page.html.jinja").render(
-        style=Markup(style),
+    return rendered(
+        "report/page.html.jinja",
         report=report,
         colour=COLOURS[report.standing],
         headline=_headline(report),

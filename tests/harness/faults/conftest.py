@@ -122,3 +122,9 @@ def like(same_bits: Callable[[Any, Any], bool]) -> Callable[[Observation, Observ
 def moved(same_bits: Callable[[Any, Any], bool]) -> Callable[[Observation], bool]:
     """Whether engine and trainer say different things."""
     return lambda seen: not all(same_bits(sample.sampler, sample.trainer) for sample in seen.samples)
+
+
+@pytest.fixture(scope="module")
+def story(tell: Callable[..., Story], request: pytest.FixtureRequest) -> Story:
+    """The story of the code that a test is parametrised with."""
+    return tell(request.param)

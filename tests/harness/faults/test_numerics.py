@@ -16,27 +16,6 @@ from lockstep.parity.hypothesis import Hypothesis, Rounding
 CODES = [injection.code for injection in INJECTIONS]
 
 
-@pytest.fixture(scope="module")
-def story(tell, request):
-    return tell(request.param)
-
-
-stories = pytest.mark.parametrize("story", CODES, indirect=True)
-
-
-@stories
-def test_steps_before_the_onset_are_clean(story, like, moved) -> None:
-    assert len(story.before) == story.injection.onset - 1 >= 1
-    for seen, clean in zip(story.before, story.clean, strict=False):
-        assert like(seen, clean) and not moved(seen)
-
-
-@stories
-def test_everything_is_put_back(story, like) -> None:
-    assert story.left == frozenset()
-    assert like(story.again, story.clean[0])
-
-
 ENGINE_SIDE = [code for code in CODES if code != "NUM06"]
 PLACES = {
     "NUM01": Rounding(head="bfloat16"),

@@ -5,31 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lockstep.harness.faults.objective import HIDDEN, INJECTIONS
+from lockstep.harness.faults.objective import HIDDEN
 from lockstep.parity.hypothesis import Hypothesis, Reading
-
-CODES = [injection.code for injection in INJECTIONS]
-
-
-@pytest.fixture(scope="module")
-def story(tell, request):
-    return tell(request.param)
-
-
-stories = pytest.mark.parametrize("story", CODES, indirect=True)
-
-
-@stories
-def test_steps_before_the_onset_are_clean(story, like, moved) -> None:
-    assert len(story.before) == story.injection.onset - 1 >= 1
-    for seen, clean in zip(story.before, story.clean, strict=False):
-        assert like(seen, clean) and not moved(seen)
-
-
-@stories
-def test_everything_is_put_back(story, like) -> None:
-    assert story.left == frozenset()
-    assert like(story.again, story.clean[0])
 
 
 def ratios(seen) -> list[np.ndarray]:

@@ -152,12 +152,3 @@ class TestFilled:
     def test_nothing_to_compare(self):
         with pytest.raises(CannotAsk):
             filled()
-
-
-@pytest.mark.parametrize("code", CODES)
-def test_everything_is_put_back_when_the_laboratory_closes(networks, code):
-    _, laboratory = looked(networks, code)
-    laboratory.__exit__(None, None, None)
-    look, clean = looked(networks, None)
-    with clean:
-        assert not look.deviates("sampler") and not look.deviates("trainer")
