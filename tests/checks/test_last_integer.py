@@ -92,7 +92,21 @@ def test_a_last_number_that_is_no_integer_fails_whatever_stands_before_it(text: 
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "twelve", "x12", "12th", "12kg", "1e3", "5\N{SUPERSCRIPT TWO}", "v1.5", "\N{ROMAN NUMERAL TWELVE}"],
+    [
+        "",
+        " ",
+        "twelve",
+        "x12",
+        "12th",
+        "12kg",
+        "1.2kg",
+        "1,234x",
+        "7.25th",
+        "1e3",
+        "5\N{SUPERSCRIPT TWO}",
+        "v1.5",
+        "\N{ROMAN NUMERAL TWELVE}",
+    ],
 )
 def test_no_number_at_all_fails(text: str):
     assert (judge(text).status, judge(text).code) == ("fail", "no_number")

@@ -104,6 +104,36 @@ class TestWhenItLooksDeeper:
         assert finding.figures["mean"] == pytest.approx(0.5)
 
 
+class TestLayersThatCannotWin:
+    """A layer is asked only while something of it could still be named before what an earlier one explains."""
+
+    @pytest.fixture
+    def asked(self, probes: Probes, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[str]]:
+        def ask(explained: float) -> list[str]:
+            seen: list[str] = []
+            layers = {"first": Layer.SEM, "beside": Layer.SEM, "later": Layer.WGT, "last": Layer.NUM}
+            monkeypatch.setattr(module, "LAYER_OF", layers)
+            for name in layers:
+                probes.deep[name] = lambda _, name=name: seen.append(name) or ()
+            probes.deep["first"] = finds(Evidence("SEM01", "", explained))
+            Auditor().look(step(pair(0.5)))
+            return seen
+
+        return ask
+
+    def test_all_is_explained_so_only_the_rest_of_the_layer_is_asked(self, asked):
+        assert asked(1.0) == ["beside"]
+
+    def test_as_long_as_a_later_cause_could_be_better_all_are_asked(self, asked):
+        assert asked(1.0 - CLOSE) == ["beside", "later", "last"] == asked(0.0)
+
+    def test_the_answer_is_the_one_that_it_would_have_been(self, asked, probes: Probes):
+        asked(1.0 - CLOSE + 1e-6)
+        probes.deep["later"] = finds(Evidence("WGT01", "", 1.0))
+        assert Auditor().look(step(pair(0.5))).code == "SEM01"
+        assert concluded(Evidence("SEM01", "", 1.0 - CLOSE + 1e-6), Evidence("WGT01", "", 1.0)).code == "SEM01"
+
+
 class TestSkipped:
     def test_a_probe_that_cannot_look_is_told_and_the_others_go_on(self, probes: Probes):
         def unable(_: Look) -> Sequence[Evidence]:

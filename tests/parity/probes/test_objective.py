@@ -213,6 +213,13 @@ class TestStaleness:
         (found,) = objective.staleness(like(look, samples=samples))
         assert 0 < found.figures["lag"] <= 1
 
+    @pytest.mark.parametrize(("noise", "named"), [(0.02, True), (0.2, False)])
+    def test_noise_on_both_sides_hides_it_only_if_it_is_as_large(self, recorded: Any, like: Any, noise, named):
+        look = recorded("OBJ03")
+        far = float(np.abs(np.concatenate([s.trainer - s.sampler for s in look.samples])).mean())
+        samples = [replace(s, sampler=s.sampler + np.float32(noise * far / 0.2)) for s in look.samples]
+        assert bool(objective.staleness(like(look, samples=samples))) == named
+
     def test_a_sampler_that_deviates_is_not_just_older(self, recorded: Any):
         assert objective.staleness(recorded("WGT08")) == ()
 

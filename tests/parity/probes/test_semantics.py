@@ -14,6 +14,7 @@ from lockstep.harness.laboratory import Laboratory
 from lockstep.harness.networks import Networks
 from lockstep.harness.scoreboard import auditor_of
 from lockstep.harness.setup import Setup
+from lockstep.parity.hypothesis import Hypothesis, Reading
 from lockstep.parity.observation import Observation, Sample, Statement
 from lockstep.parity.probe import Look
 from lockstep.parity.probes import semantics
@@ -79,6 +80,21 @@ class TestRescored:
         look, laboratory = looked(networks, "SEM01")
         with laboratory:
             assert not semantics.rescored(look)
+
+    def test_an_engine_whose_draws_and_scores_are_both_raw_is_not_told_apart_by_its_scores(self, networks):
+        """As vLLM's defaults are: the series are its own, so where they came from is no fault."""
+        look, laboratory = looked(networks, "SEM01")
+        with laboratory:
+            straight, raw = look.subject, Hypothesis(Reading("raw"))
+
+            class Raw:
+                can = straight.can
+                sample = straight.sample
+
+                def score(self, samples):
+                    return look.reference.score(samples, raw)
+
+            assert not semantics.rescored(Look(look.observation, look.reference, Raw()))
 
     def test_it_takes_a_live_engine(self, networks):
         look, laboratory = looked(networks, "SEM07")
